@@ -1,0 +1,115 @@
+"""The plain, frozen values that verbs take and give: entries, items to put, reports.
+
+Called by the verbs and by everything that presents their answers. No logic lives here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+
+import msgspec
+
+from mycelia_storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@final
+class Entry(msgspec.Struct, Generic[T], frozen=True):
+    """One document as it is stored: its value and all that is known about it.
+
+    `version` grows with every write of the entry and is what `if_version` compares. Times are aware UTC datetimes
+    of millisecond precision; `expires_at` is None for an entry that stays.
+    """
+
+    namespace: str
+    key: str
+    value: T
+    metadata: dict[str, Any]
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+
+
+@final
+class Put(msgspec.Struct, frozen=True):
+    """An item of `set_many`, `add_many` or `load` with metadata and a time to live of its own.
+
+    What is None here is taken from the call.
+    """
+
+    key: str
+    value: object
+    metadata: Mapping[str, object] | None = None
+    ttl: float | timedelta | None = None
+
+
+@final
+class LoadProblem(msgspec.Struct, frozen=True):
+    """A bad item of a `load`: its place in the stream (from 0), its key as far as it has one, and the reason."""
+
+    index: int
+    key: object
+    error: StorageError
+
+
+@final
+class LoadReport(msgspec.Struct, frozen=True):
+    """What a `load` did: items stored, items refused, and the first hundred refusals.
+
+    As an argument of `progress` it tells the same of the load so far; `problems` then holds those since the
+    previous call, so that each can be reported in time however many there are.
+    """
+
+    loaded: int
+    failed: int
+    problems: tuple[LoadProblem, ...]
+
+
+@final
+class NamespaceInfo(msgspec.Struct, frozen=True):
+    """A namespace: how many live entries it holds, its own metadata, and when it was registered."""
+
+    name: str
+    entries: int
+    metadata: dict[str, Any]
+    created_at: datetime | None
+
+
+@final
+class Status(msgspec.Struct, frozen=True):
+    """The state of a store, cheap enough for a health page.
+
+    `entries` counts live entries; `size_bytes` is what the store occupies on disk (0 in memory); `details` holds
+    what only this engine can tell.
+    """
+
+    backend: str
+    target: str
+    schema_version: int
+    entries: int
+    namespaces: int
+    size_bytes: int
+    details: dict[str, Any]
+
+
+@final
+class CheckReport(msgspec.Struct, frozen=True):
+    """A check that found nothing wrong, and how much it looked at. (One that does raises StorageCorruptError.)"""
+
+    backend: str
+    entries: int
+    namespaces: int
+    seconds: float
+
+
+def to_datetime(milliseconds: int) -> datetime:
+    """The stored milliseconds since 1970 as an aware datetime, without passing through a float."""
+    return EPOCH + timedelta(milliseconds=milliseconds)
