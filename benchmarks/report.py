@@ -1,0 +1,175 @@
+"""What a run prints: aligned tables, verdicts, and the same as JSON.
+
+Called by `__main__`; nothing is measured or decided here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from benchmarks.harness import MEASURE
+from benchmarks.opening import FILES
+from benchmarks.workload import OPERATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from benchmarks.harness import Results
+    from benchmarks.importing import Import
+    from benchmarks.opening import Opening
+    from benchmarks.targets import Verdict
+
+NOTHING: Final = "–"
+_PACKAGES: Final = (
+    "mycelia-storage", "apsw", "orjson", "msgspec", "diskcache", "sqlitedict", "langgraph-checkpoint-sqlite",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "sqlite of apsw": apsw.sqlite_lib_version(),
+        "sqlite of the standard library": sqlite3.sqlite_version,
+        **versions,
+    }
+
+
+def environment_lines() -> list[str]:
+    return [", ".join(f"{name} {value}" for name, value in environment().items())]
+
+
+def workload_lines(results: Results, subjects: Sequence[str], width: int) -> list[str]:
+    """Microseconds by operation and subject, and in the last columns the speeds relative to the raw loop."""
+    operations = [operation for operation in OPERATIONS if operation.name in results.seconds]
+    names = [["operation", *(operation.title or operation.name for operation in operations)]]
+    names.append(["per", *(operation.per for operation in operations)])
+    times = [
+        [name, *(figure(results.microseconds(operation.name, name)) for operation in operations)] for name in subjects
+    ]
+    ratios = [
+        [name, *(figure(results.ratio(operation.name, name)) for operation in operations)]
+        for name in subjects
+        if name != MEASURE
+    ]
+    return side_by_side(
+        [("", names), ("microseconds", times), (f"speed, {MEASURE} = 1 (more is faster)", ratios)], width
+    )
+
+
+def opening_lines(opening: Opening) -> list[str]:
+    """Microseconds to open each kind of file."""
+    columns: list[list[str]] = [["open", *FILES[:-1], f"{opening.entries:,} entries", "times the empty one"]]
+    for name in opening.alone:
+        for title, times in ((name, opening.alone[name]), (f"{name} + a read", opening.with_read[name])):
+            columns.append([title, *(figure(times[file]) for file in FILES), figure(times["full"] / times["empty"])])
+    return side_by_side([("microseconds", columns)], width=sys.maxsize)
+
+
+def import_lines(imports: Sequence[Import]) -> list[str]:
+    """What the imports of a small and of a large file took."""
+    columns = [
+        ["file", *(one.file for one in imports)],
+        ["MB", *(f"{one.megabytes:.1f}" for one in imports)],
+        ["documents", *(f"{one.documents:,}" for one in imports)],
+        ["seconds", *(f"{one.seconds:.1f}" for one in imports)],
+        ["documents/s", *(f"{one.documents / one.seconds:,.0f}" for one in imports)],
+        ["MB before", *(f"{one.memory_before_mb:.1f}" for one in imports)],
+        ["MB at most", *(f"{one.memory_peak_mb:.1f}" for one in imports)],
+    ]
+    return side_by_side([("import from the command line, resident memory", columns)], width=sys.maxsize)
+
+
+def verdict_lines(verdicts: Iterable[Verdict], note: str) -> list[str]:
+    """Each target with the figure reached."""
+    rows = list(verdicts)
+    columns = [
+        ["target", *(row.what for row in rows)],
+        ["wanted", *(row.target for row in rows)],
+        ["reached", *(figure(row.reached) for row in rows)],
+        ["", *("ok" if row.is_met else "missed" for row in rows)],
+    ]
+    return [*side_by_side([("", columns)], width=sys.maxsize)[1:], *([note] if note else [])]
+
+
+def side_by_side(blocks: Sequence[tuple[str, list[list[str]]]], width: int) -> list[str]:
+    """Blocks of columns next to each other, or beneath each other where the terminal is narrower than that.
+
+    The first block names the rows, so it is repeated beside each of the others when they are stacked.
+    """
+    drawn = [_block(title, columns) for title, columns in blocks]
+    lines = ["   ".join(parts).rstrip() for parts in zip(*drawn, strict=True)]
+    if max(map(len, lines)) <= width or len(drawn) == 1:
+        return lines
+    stacked: list[str] = []
+    for block in drawn[1:]:
+        stacked += ["   ".join(parts).rstrip() for parts in zip(drawn[0], block, strict=True)] + [""]
+    return stacked[:-1]
+
+
+def _block(title: str, columns: list[list[str]]) -> list[str]:
+    """A title line and the rows, every column as wide as its widest cell; words to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    rows = [
+        "  ".join(
+            cell.rjust(width) if _is_number(column[1:]) else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+        )
+        for cells in zip(*columns, strict=True)
+    ]
+    full = max([len(title), *map(len, rows)])
+    return [title.ljust(full), *(row.ljust(full) for row in rows)]
+
+
+def _is_number(cells: Sequence[str]) -> bool:
+    return all(cell == NOTHING or cell.replace(",", "").replace(".", "").isdigit() for cell in cells)
+
+
+def figure(value: float | None) -> str:
+    """Three figures that count, two below a tenth; a dash for what was not measured."""
+    if value is None:
+        return NOTHING
+    for least, places in ((99.95, 0), (9.995, 1), (0.0995, 2)):
+        if value >= least:
+            return f"{value:,.{places}f}"
+    return f"{value:.3f}"
+
+
+def as_json(
+    results: Results | None, opening: Opening | None, imports: Sequence[Import], verdicts: Iterable[Verdict]
+) -> dict[str, Any]:
+    """Everything of a run as plain values."""
+    answer: dict[str, Any] = {"environment": environment()}
+    if results is not None:
+        answer["operations"] = {
+            operation: {
+                name: {
+                    "microseconds": results.microseconds(operation, name),
+                    "speed": results.ratio(operation, name),
+                    "rounds": [seconds * 1e6 for seconds in rounds],
+                }
+                for name, rounds in by_subject.items()
+            }
+            for operation, by_subject in results.seconds.items()
+        }
+    if opening is not None:
+        answer["open"] = {"entries": opening.entries, "alone": opening.alone, "with_read": opening.with_read}
+    if imports:
+        answer["import"] = [vars(one) for one in imports]
+    answer["targets"] = [vars(verdict) for verdict in verdicts]
+    return answer

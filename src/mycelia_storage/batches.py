@@ -1,0 +1,95 @@
+"""Items of a batch: from whatever the caller gave to checked texts by key, with the error of each that is bad.
+
+Called by `set_many`, `add_many`, `load` and the verbs that take many keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from mycelia_storage.arguments import ttl_ms
+from mycelia_storage.codec import encode, encode_object
+from mycelia_storage.entries import Put
+from mycelia_storage.errors import BatchError, InvalidKeyError, InvalidValueError, StorageError
+from mycelia_storage.keys import check_key
+
+# By key: the value's text, the metadata's text, the time to live in milliseconds.
+Batch: TypeAlias = dict[str, tuple[str, str | None, int | None]]
+
+
+def each_key(keys: Iterable[str]) -> list[str]:
+    """Checked keys in the order given, each once."""
+    if isinstance(keys, str):
+        raise InvalidKeyError("several keys are needed, and one str was given: put it into a list")
+    if not isinstance(keys, Iterable):
+        raise InvalidKeyError(f"several keys are needed, and {type(keys).__name__} cannot be iterated over")
+    return list(dict.fromkeys(map(check_key, keys)))
+
+
+def pairs(items: object) -> Iterator[object]:
+    """The items one by one: pairs of key and value, or Puts."""
+    if isinstance(items, Mapping):
+        return iter(items.items())
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        kind = type(items).__name__
+        raise InvalidValueError(f"items: a mapping, or an iterable of pairs of key and value, is needed, not {kind}")
+    return iter(items)
+
+
+def collect(
+    items: Iterator[object], metadata: str | None, lasting: int | None, max_bytes: int
+) -> tuple[Batch, dict[Any, StorageError]]:
+    """All items as a batch, and the errors of the bad ones by key. Of equal keys the last one stands."""
+    batch: Batch = {}
+    errors: dict[Any, StorageError] = {}
+    for index, item in enumerate(items):
+        try:
+            if type(item) is tuple and len(item) == 2:
+                # The usual form, without a further call for each of what may be thousands.
+                batch[check_key(item[0])] = encode(item[1], max_bytes), metadata, lasting
+            else:
+                add_item(batch, item, metadata, lasting, max_bytes)
+        except StorageError as error:
+            errors[name_of(item, index)] = error
+    return batch, errors
+
+
+def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | None, max_bytes: int) -> None:
+    """Put one item into the batch. Raises the error of a bad one."""
+    if isinstance(item, Put):
+        key = check_key(item.key)
+        if item.metadata is not None:
+            metadata = encode_object(item.metadata, max_bytes, what="metadata")
+        if item.ttl is not None:
+            lasting = ttl_ms(item.ttl)
+        batch[key] = encode(item.value, max_bytes), metadata, lasting
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        batch[check_key(item[0])] = encode(item[1], max_bytes), metadata, lasting
+    else:
+        message = f"an item is a pair of key and value or a Put, not {type(item).__name__}"
+        raise InvalidValueError(message)
+
+
+def name_of(item: object, index: int) -> object:
+    """What stands for a bad item among the errors: its key, the repr of what cannot be one, or its place."""
+    if isinstance(item, Put):
+        key: object = item.key
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        key = item[0]
+    else:
+        return f"item {index}"
+    try:
+        hash(key)
+    except TypeError:
+        return repr(key)
+    return key
+
+
+def batch_error(errors: Mapping[Any, StorageError], outcome: str) -> BatchError:
+    """The error of a batch, which shows the first of its items' errors."""
+    first = next(iter(errors))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    shown = ascii(first)
+    shown = shown if len(shown) <= 100 else shown[:100] + "…"
+    return BatchError(f"{shown}: {errors[first]}{more}; {outcome}", errors)

@@ -1,0 +1,402 @@
+"""The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
+
+Called by `main`. A verb opens the store, calls it and prints; what is longer stands in `importing` and `exporting`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+
+import msgspec
+import typer
+from typer.main import get_command
+
+from mycelia_storage import open_storage
+from mycelia_storage.cli import failures, output
+from mycelia_storage.cli.exporting import export
+from mycelia_storage.cli.failures import CommandError, InputError, UsageError
+from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
+from mycelia_storage.cli.readers import decode_line
+from mycelia_storage.errors import StorageError
+from mycelia_storage.keys import DEFAULT_NAMESPACE
+from mycelia_storage.options import read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mycelia_storage import Storage
+
+# A listing is read in pages of so many keys, so that it takes the same memory however long it is.
+_PAGE: Final = 10_000
+_ENVIRONMENT: Final = "MYCELIA_STORAGE"
+_DEBUG_ENVIRONMENT: Final = "MYCELIA_STORAGE_DEBUG"
+
+app = typer.Typer(
+    name=output.PROGRAM,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Exit codes: 0 done; 1 not found, or bad input lines; 2 wrong use; 3 the store or a file failed;"
+        " 130 interrupted; 141 nobody reads the output."
+    ),
+)
+
+Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="The namespace.")]
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        output.show_text(f"{output.PROGRAM} {version(output.PROGRAM)}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", envvar=_ENVIRONMENT, help="The store: a path, sqlite:///… or memory:"),
+    ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """JSON documents under a namespace and a key, in a SQLite file.
+
+    Output is JSON in a pipe and readable on a terminal; an error is one line on standard error.
+    """
+    context.obj = store
+
+
+@app.command()
+def get(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(metavar="KEY")],
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    raw: Annotated[bool, typer.Option("--raw", help="Print a text value as it is, without quotes.")] = False,
+    entry: Annotated[bool, typer.Option("--entry", help="Print metadata, version and times too.")] = False,
+) -> None:
+    """Print the value under KEY as JSON."""
+    if raw and entry:
+        raise UsageError("--raw and --entry cannot go together")
+    with _open(context) as store:
+        found = store.get_entry(key, namespace=namespace)
+    if raw and isinstance(found.value, str):
+        output.show_text(found.value)
+    else:
+        output.show_json(msgspec.to_builtins(found) if entry else found.value)
+
+
+@app.command("set")
+def set_value(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(metavar="KEY")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The value; - reads it from standard input.")],
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    is_json: Annotated[bool, typer.Option("--json", help="TEXT is JSON, not a text to be kept as it is.")] = False,
+    ttl: Annotated[float | None, typer.Option(metavar="SECONDS", help="Let the entry expire after this time.")] = None,
+    metadata: Annotated[str | None, typer.Option(metavar="JSON", help="The entry's metadata, an object.")] = None,
+) -> None:
+    """Store TEXT under KEY, in place of what is there."""
+    data = sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
+    value = _parse(data, "TEXT") if is_json else _decode(data)
+    about = None if metadata is None else _parse(os.fsencode(metadata), "--metadata")
+    if about is not None and type(about) is not dict:
+        raise UsageError("--metadata is no JSON object")
+    with _open(context, create=True) as store:
+        new = store.set(key, value, metadata=cast("dict[str, Any] | None", about), ttl=ttl, namespace=namespace)
+    output.show_facts({"key": key, "version": new}, f"stored {key!r}")
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_default=False)] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Delete all keys that begin with TEXT.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do delete by --prefix.")] = False,
+) -> None:
+    """Delete the KEYs, or with --prefix and --yes all that begin alike, in one transaction."""
+    if bool(keys) == (prefix is not None):
+        raise UsageError("name keys to delete, or a --prefix, and not both")
+    if prefix == "":
+        raise UsageError("an empty --prefix would delete every key")
+    with _open(context) as store:
+        if prefix is None:
+            deleted, missing = _delete_keys(store, keys or [], namespace)
+        else:
+            deleted, missing = _delete_prefix(store, prefix, namespace, is_meant=yes), []
+    output.show_facts({"deleted": deleted}, f"deleted {deleted:,} entries")
+    if missing:
+        raise InputError(f"not found: {', '.join(map(repr, missing))}")
+
+
+@app.command("list")
+def list_keys(
+    context: typer.Context,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    pattern: Annotated[str | None, typer.Option(help="Keys that match; * stands for any characters.")] = None,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Keys that begin with TEXT.")] = None,
+    start_after: Annotated[str | None, typer.Option(metavar="KEY", help="Keys behind KEY in the order.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most so many.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out so many at the beginning.")] = 0,
+    reverse: Annotated[bool, typer.Option("--reverse", help="From the last key to the first.")] = False,
+    null: Annotated[bool, typer.Option("--null", "-0", help="End each key with a NUL instead of a line end.")] = False,
+) -> None:
+    """Print keys in their order, one a line."""
+    with _open(context) as store:
+        pages = _pages(
+            store,
+            limit,
+            namespace=namespace,
+            pattern=pattern,
+            prefix=prefix,
+            start_after=start_after,
+            offset=offset,
+            reverse=reverse,
+        )
+        for keys in pages:
+            output.show_keys(keys, "\0" if null else "\n")
+
+
+@app.command("import")
+def import_file(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to read; - is standard input.")],
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", "-n", metavar="NAME", help="The namespace; an export's own, or else default."),
+    ] = None,
+    format: Annotated[
+        Literal["auto", "jsonl", "array", "object", "csv", "export"],
+        typer.Option(help="JSON Lines, a JSON array, a JSON object of documents, CSV, or an export."),
+    ] = "auto",
+    key: Annotated[str | None, typer.Option(metavar="FIELD", help="The field that is the key.")] = None,
+    number_from: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Without --key: the first running number.")
+    ] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a bad line: stop, or leave it out and go on.")
+    ] = "stop",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Documents a transaction.")] = 1000,
+    delimiter: Annotated[str | None, typer.Option(metavar="CHAR", help="What parts the columns of CSV.")] = None,
+    csv_types: Annotated[
+        Literal["text", "infer"], typer.Option(help="CSV columns as text, or as the numbers they look like.")
+    ] = "text",
+) -> None:
+    """Store the documents of FILE, a transaction a batch, however large it is."""
+    outcome = run_import(
+        ImportOptions(
+            target=_target(context),
+            file=file,
+            namespace=namespace,
+            format=None if format == "auto" else format,
+            key_field=key,
+            number_from=number_from,
+            on_error=on_error,
+            batch_size=batch_size,
+            delimiter=delimiter,
+            infer_types=csv_types == "infer",
+        )
+    )
+    output.show_facts(_facts(outcome), _sentence(outcome))
+    if outcome.stopped is not None:
+        raise InputError(outcome.stopped)
+    if outcome.failed:
+        raise InputError(f"{outcome.failed:,} bad {outcome.unit}s were left out")
+
+
+@app.command("export")
+def export_entries(
+    context: typer.Context,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    everything: Annotated[bool, typer.Option("--all", help="Every namespace.")] = False,
+    file: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write FILE, once it is whole.")
+    ] = None,
+) -> None:
+    """Write entries as JSON Lines, from which import makes the same entries again."""
+    if everything and namespace != DEFAULT_NAMESPACE:
+        raise UsageError("--all and --namespace cannot go together")
+    if file == "-":
+        file = None
+    path = read_options(_target(context), {}).path
+    if file is not None and os.path.realpath(file) in (path, f"{path}-wal", f"{path}-shm"):
+        raise UsageError(f"--output {file} would replace the store itself")
+    with _open(context) as store:
+        done = export(store, file, None if everything else namespace)
+    if file is not None:
+        facts: dict[str, object] = {"entries": done.entries, "namespaces": done.namespaces, "seconds": done.seconds}
+        output.show_facts(facts, f"exported {done.entries:,} entries to {file} in {done.seconds:.1f} s")
+
+
+@app.command()
+def namespaces(
+    context: typer.Context,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Those that begin with TEXT.")] = None,
+) -> None:
+    """List the namespaces, with their entries."""
+    with _open(context) as store, store.transaction(read_only=True) as tx:
+        rows = [msgspec.to_builtins(tx.namespace_info(name)) for name in tx.list_namespaces(prefix=prefix)]
+    headings = {"name": "namespace", "entries": "entries", "created_at": "created", "metadata": "metadata"}
+    output.show_table(rows, headings)
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """Tell what the store is and how much it holds."""
+    with _open(context) as store:
+        output.show_fields(msgspec.to_builtins(store.get_status()))
+
+
+@app.command()
+def check(context: typer.Context) -> None:
+    """Read the whole store and look for damage."""
+    with _open(context) as store:
+        found = store.check()
+    sentence = f"nothing wrong with {found.entries:,} entries in {found.namespaces:,} namespaces"
+    output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code, whatever happens."""
+    try:
+        try:
+            return _invoke(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return failures.NOBODY_READS
+    except (KeyboardInterrupt, typer.Abort):
+        output.report("interrupted")
+        return failures.INTERRUPTED
+    except CommandError as error:
+        output.report(str(error))
+        return error.exit_code
+    except StorageError as error:
+        output.report(str(error))
+        return failures.exit_code_of(error)
+    except typer.TyperException as error:
+        output.report(f"{error.format_message()} (see --help)")
+        return failures.WRONG_USE
+    except OSError as error:
+        _forget_output()
+        output.report(error.strerror or str(error))
+        return failures.STORAGE_FAILED
+    except Exception as error:
+        # The message of an error that nobody foresaw may hold a value, so that its type has to do.
+        if os.environ.get(_DEBUG_ENVIRONMENT):
+            raise
+        output.report(f"unexpected {type(error).__name__}; {_DEBUG_ENVIRONMENT}=1 shows where")
+        return failures.STORAGE_FAILED
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    command = get_command(app)
+    try:
+        with command.make_context(output.PROGRAM, list(arguments) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code if arguments else failures.WRONG_USE
+    return failures.DONE
+
+
+def _forget_output() -> None:
+    """Let what is still buffered go nowhere, or Python would complain once more at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _target(context: typer.Context) -> str:
+    target = cast("str | None", context.obj)
+    if target is None:
+        raise UsageError(f"name the store: --store TARGET before the verb, or {_ENVIRONMENT} in the environment")
+    return target
+
+
+def _open(context: typer.Context, *, create: bool = False) -> Storage:
+    """The store; only a verb that writes makes a new one, so that a slip in the name is noticed."""
+    target = _target(context)
+    path = read_options(target, {}).path
+    if path and not create and not os.path.exists(path):
+        raise CommandError(f"there is no store at {path}", failures.STORAGE_FAILED)
+    return open_storage(target)
+
+
+def _delete_keys(store: Storage, keys: list[str], namespace: str) -> tuple[int, list[str]]:
+    """How many were deleted, and which were not there."""
+    different = list(dict.fromkeys(keys))
+    with store.transaction() as tx:
+        missing = [key for key in different if not tx.delete(key, namespace=namespace)]
+    return len(different) - len(missing), missing
+
+
+def _delete_prefix(store: Storage, prefix: str, namespace: str, *, is_meant: bool) -> int:
+    if not is_meant:
+        count = sum(map(len, _pages(store, None, prefix=prefix, namespace=namespace)))
+        raise UsageError(f"{count:,} keys begin with {prefix!r}: add --yes to delete them")
+    deleted = 0
+    with store.transaction() as tx:
+        while page := tx.list_keys(prefix=prefix, limit=_PAGE, namespace=namespace):
+            deleted += tx.delete_many(page, namespace=namespace)
+    return deleted
+
+
+def _pages(store: Storage, limit: int | None, *, offset: int = 0, **what: Any) -> Iterator[list[str]]:
+    """The keys of `list_keys` in pages, each begun behind the one before."""
+    while limit is None or limit > 0:
+        size = _PAGE if limit is None else min(_PAGE, limit)
+        keys = store.list_keys(limit=size, offset=offset, **what)
+        yield keys
+        if len(keys) < size:
+            return
+        what["start_after"] = keys[-1]
+        offset = 0
+        limit = None if limit is None else limit - size
+
+
+def _parse(data: bytes, what: str) -> object:
+    try:
+        return decode_line(data)
+    except ValueError as error:
+        raise UsageError(f"{what} is {error}") from None
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"TEXT is not UTF-8: byte {error.start + 1}") from None
+
+
+def _facts(outcome: Outcome) -> dict[str, object]:
+    return {
+        "format": outcome.format,
+        "namespaces": outcome.namespaces,
+        "loaded": outcome.loaded,
+        "replaced": outcome.replaced,
+        "failed": outcome.failed,
+        "expired": outcome.expired,
+        "bytes": outcome.bytes_read,
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def _sentence(outcome: Outcome) -> str:
+    where = ", ".join(map(repr, outcome.namespaces)) or "nowhere"
+    rate = outcome.loaded / max(outcome.seconds, 1e-9)
+    parts = [f"{outcome.loaded:,} entries into {where} in {outcome.seconds:.1f} s ({rate:,.0f}/s)"]
+    if outcome.replaced:
+        parts.append(f"{outcome.replaced:,} of them in place of entries with the same key")
+    if outcome.failed:
+        parts.append(f"{outcome.failed:,} bad")
+    if outcome.expired:
+        parts.append(f"{outcome.expired:,} already expired and left out")
+    return "; ".join(parts)

@@ -1,0 +1,59 @@
+"""How a command fails: the exit codes, and the errors that carry one.
+
+Raised by every verb of the command line, turned into one line on standard error in `app.run`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mycelia_storage.errors import (
+    ConfigError,
+    InvalidKeyError,
+    InvalidNamespaceError,
+    InvalidValueError,
+    KeyNotFoundError,
+    NamespaceNotFoundError,
+    StorageError,
+)
+
+DONE: Final = 0
+NOT_DONE: Final = 1
+WRONG_USE: Final = 2
+STORAGE_FAILED: Final = 3
+INTERRUPTED: Final = 130  # as a shell reports SIGINT
+NOBODY_READS: Final = 141  # as a shell reports SIGPIPE
+
+_NOT_FOUND: Final = (KeyNotFoundError, NamespaceNotFoundError)
+_WRONG_ARGUMENT: Final = (ConfigError, InvalidKeyError, InvalidNamespaceError, InvalidValueError)
+
+
+class CommandError(Exception):
+    """A failure that has a message for the user and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class InputError(CommandError):
+    """What was looked for is not there, or the input holds what cannot be stored."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NOT_DONE)
+
+
+class UsageError(CommandError):
+    """The command was called in a way that has no meaning."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, WRONG_USE)
+
+
+def exit_code_of(error: StorageError) -> int:
+    """The exit code that tells a script what a storage error means for it."""
+    if isinstance(error, _NOT_FOUND):
+        return NOT_DONE
+    if isinstance(error, _WRONG_ARGUMENT):
+        return WRONG_USE
+    return STORAGE_FAILED

@@ -1,0 +1,71 @@
+"""The progress of an import on standard error: a bar with rate and time left on a terminal, nothing in a pipe.
+
+Called by `importing`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mycelia_storage.cli.output import PROGRAM, one_line, report
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from mycelia_storage.cli.source import Source
+
+
+class ImportProgress:
+    """A context manager that shows how far an import is, and prints bad lines without tearing the bar."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            end = TimeElapsedColumn() if source.size is None else TimeRemainingColumn()
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TextColumn("{task.fields[entries]:,} entries"),
+                TextColumn("{task.fields[rate]:,.0f}/s"),
+                end,
+                TextColumn("elapsed" if source.size is None else "left"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("import", total=source.size, entries=0, rate=0.0)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def show(self, entries: int) -> None:
+        """Tell how many entries are stored by now."""
+        if self._bar is not None:
+            rate = entries / max(self.seconds, 1e-9)
+            self._bar.update(self._task, completed=self._source.bytes_read, entries=entries, rate=rate)
+
+    def report(self, message: str) -> None:
+        """Print one line on standard error, above the bar where there is one."""
+        if self._bar is None:
+            report(message)
+        else:
+            text = one_line(f"{PROGRAM}: {message}")
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -1,0 +1,203 @@
+"""What an engine has to be able to do: some twenty primitives on plain rows, and transactions around them.
+
+The verbs call these and nothing else. Everything that has a meaning of its own (which keys and values are valid, what
+has expired, how `if_version` and `merge` work) is decided above; an engine keeps rows and finds them again.
+
+Two rules belong to every engine, because only it can keep them in one atomic step:
+
+- **put** keeps `created_at` of a live entry and its metadata where none are given; `updated_at` never decreases;
+  `version` becomes the greatest of `now`, the floor + 1, and the entry's own + 1. An expired entry is replaced as if
+  it were not there, except that its version counts.
+- **delete, clear, purge** raise the floor to the greatest version that they remove, where that is `now` or more, so
+  that no version of a key is used again.
+
+Times: `now` is microseconds since 1970; stored times are milliseconds. An entry is expired when
+`expires_at <= now // 1000`. Texts are ordered by code point.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mycelia_storage.keys import KeyRange
+
+Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "snapshot", "serializable"]
+
+
+class Row(NamedTuple):
+    """One entry as it is kept. `value` and `metadata` are JSON texts; metadata is None where there never was any."""
+
+    key: str
+    version: int
+    created_at: int
+    updated_at: int
+    expires_at: int | None
+    metadata: str | None
+    value: str
+
+
+# One entry to write: key, value, metadata, expires_at. Metadata None keeps what a live entry has; expires_at None means
+# that it stays. A plain tuple, because a batch has many.
+PutRow: TypeAlias = tuple[str, str, str | None, int | None]
+
+
+class NamespaceRow(NamedTuple):
+    """A namespace; `created_at` is None for one that holds entries and was never registered."""
+
+    name: str
+    metadata: str | None
+    created_at: int | None
+
+
+class Primitives(Protocol):
+    """Reading and writing rows. On an engine's `auto` each call is a transaction of its own."""
+
+    # reading; what has expired is included where `expires_at` is given back, and left out where `now` is taken
+    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        """The value's text and `expires_at`; None where there is no such row."""
+        ...
+
+    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
+        """`expires_at` alone, without touching the value; None where there is no such row."""
+        ...
+
+    def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
+        """Key, value and `expires_at` of those keys that are there, in any order."""
+        ...
+
+    def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
+        """The whole rows of those keys that are there, in any order."""
+        ...
+
+    def keys(
+        self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
+    ) -> list[str]:
+        """The live keys of a range in order."""
+        ...
+
+    def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
+        """The first live rows of a range in key order."""
+        ...
+
+    def count(self, namespace: str | None, now: int) -> int:
+        """How many live entries a namespace holds, or the store."""
+        ...
+
+    def namespaces(self) -> list[NamespaceRow]:
+        """Every namespace that is registered or holds entries, ordered by name."""
+        ...
+
+    def namespace(self, name: str) -> NamespaceRow | None:
+        """One namespace, None where it is neither registered nor holds entries."""
+        ...
+
+    # writing
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        """Write rows of distinct keys, all or none, by the rule above; register the namespace. Gives their versions."""
+        ...
+
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        """Remove rows of distinct keys; gives how many of them were live."""
+        ...
+
+    def clear(self, namespace: str | None, now: int) -> int:
+        """Remove every row of a namespace, or of the store; gives how many of them were live."""
+        ...
+
+    def purge(self, now: int, limit: int) -> int:
+        """Remove up to `limit` expired rows of any namespace; gives how many."""
+        ...
+
+    def register(self, namespace: str, metadata: str | None, now: int) -> bool:
+        """Register a namespace; False where it was registered already, which changes nothing."""
+        ...
+
+    def unregister(self, namespace: str) -> None:
+        """Forget a namespace's registration; its rows stay."""
+        ...
+
+
+class Snapshot(Primitives, Protocol):
+    """One state of the store to read from."""
+
+    def rollback(self) -> None:
+        """End it, undoing whatever was written. Does nothing where it has ended already."""
+        ...
+
+
+class Session(Snapshot, Protocol):
+    """One open transaction: what it writes nobody else sees until `commit`, and it reads one state of the store."""
+
+    def commit(self) -> None:
+        """Make everything permanent, and end the session. After an error nothing of it is there."""
+        ...
+
+    def savepoint(self) -> int:
+        """Mark a point to roll back to; points nest."""
+        ...
+
+    def release(self, savepoint: int) -> None:
+        """Forget a point, and those made after it; what was written since stays part of the transaction."""
+        ...
+
+    def rollback_to(self, savepoint: int) -> None:
+        """Undo everything since that point, and forget it and those made after it."""
+        ...
+
+
+class Engine(Protocol):
+    """A place that keeps rows."""
+
+    backend: str
+
+    @property
+    def auto(self) -> Primitives:
+        """The primitives with each call a transaction of its own, for any thread."""
+        ...
+
+    def begin(
+        self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool = False, wait: float | None
+    ) -> Session:
+        """Open a transaction; a writing one holds the write lock from here on.
+
+        `wait` bounds the wait for the lock in seconds (None: the configured `busy_timeout`), then StorageBusyError.
+        `durable` makes its commit survive a power cut. `isolation` is the least isolation wanted; an engine may give
+        more.
+        """
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """A state for a scan to read from, outside the limit on ordinary readers."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """What the engine knows about itself, without a visit to every row."""
+        ...
+
+    def check(self) -> list[str]:
+        """What is wrong with the engine's own structures, one line each."""
+        ...
+
+    def optimize(self) -> None:
+        """Whatever upkeep the engine's files want."""
+        ...
+
+    def migrate(self, to: int | None) -> None:
+        """Bring the schema to a version, None meaning the newest."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. A second close does nothing."""
+        ...
+
+
+class EngineStatus(NamedTuple):
+    """An engine's part of a status."""
+
+    target: str
+    schema_version: int
+    size_bytes: int
+    details: dict[str, Any]

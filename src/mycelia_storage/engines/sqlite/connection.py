@@ -1,0 +1,159 @@
+"""How every connection to a store's file is opened: one policy, by small named functions.
+
+Called by the engine for its writer and its readers, and by whoever looks at a file before it is opened for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+if TYPE_CHECKING:
+    from mycelia_storage.options import Options
+
+MINIMUM_SQLITE: Final = (3, 51, 3)
+SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
+
+# Beyond this the -wal is cut back after a checkpoint, whatever one big transaction made of it.
+_JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
+
+
+def require_safe_sqlite() -> None:
+    """Refuse a SQLite library that can corrupt a file in WAL mode (the WAL-reset bug, 3.7.0 to 3.51.2)."""
+    version = apsw.sqlite_lib_version()
+    if tuple(int(part) for part in version.split(".")[:3]) < MINIMUM_SQLITE:
+        needed = ".".join(map(str, MINIMUM_SQLITE))
+        message = f"SQLite {version} can corrupt files in WAL mode: install a current apsw (SQLite {needed} or later)"
+        raise ImportError(message)
+
+
+def create_file(path: str) -> None:
+    """Make the file, 0600, and the directories above it, 0700, where they are missing."""
+    _make_directories(os.path.dirname(path))
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return
+    os.close(descriptor)
+
+
+def open_writer(path: str, options: Options) -> apsw.Connection:
+    """The connection that writes. The file exists already; its journal mode is set by `set_journal_mode`."""
+    connection = _open(path, apsw.SQLITE_OPEN_READWRITE, options)
+    connection.execute(f"PRAGMA synchronous={options.synchronous}")
+    connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT}")
+    return connection
+
+
+def open_reader(path: str, options: Options) -> apsw.Connection:
+    """A connection that cannot write."""
+    return _open(path, apsw.SQLITE_OPEN_READONLY, options)
+
+
+def open_to_look(path: str) -> apsw.Connection:
+    """A connection that leaves a file that may be somebody else's, and its -wal, as they are to the byte.
+
+    Without a -wal everything stands in the file itself, which can then be read without locks or files beside it. With
+    one, it is read through it, and not written back on closing.
+    """
+    if size_of(path + "-wal"):
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    else:
+        uri = f"file:{urllib.parse.quote(path)}?immutable=1"
+        connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    _distrust(connection)
+    return connection
+
+
+def set_journal_mode(connection: apsw.Connection, *, wal: bool, timeout: float) -> None:
+    """Bring the file into WAL mode, or out of it.
+
+    Changing the mode needs the file for itself for a moment and reports busy without asking the busy handler.
+    """
+    wanted = "wal" if wal else "delete"
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            mode = connection.pragma("journal_mode", wanted)
+        except apsw.BusyError:
+            mode = None
+        if mode == wanted:
+            return
+        if time.monotonic() >= deadline:
+            raise apsw.BusyError(f"the journal mode could not be set to {wanted}")
+        _pause()
+
+
+class Patience:
+    """A busy handler: short random pauses until a deadline.
+
+    SQLite's own waits longer and longer, so that who waits longest is served least.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._deadline = 0.0
+
+    def __call__(self, tries: int) -> bool:
+        now = time.monotonic()
+        if tries == 0:
+            self._deadline = now + self.timeout
+        if now >= self._deadline:
+            return False
+        _pause()
+        return True
+
+
+def _make_directories(directory: str) -> None:
+    # os.makedirs gives its mode to the last directory only.
+    if not os.path.isdir(directory):
+        _make_directories(os.path.dirname(directory))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+
+
+def _open(path: str, flags: int, options: Options) -> apsw.Connection:
+    connection = apsw.Connection(path, flags=flags, statementcachesize=options.prepare_cache_size)
+    connection.set_busy_handler(Patience(options.busy_timeout))
+    _distrust(connection)
+    # Statement journals in memory: a temporary file for each costs more than the write itself.
+    connection.execute("PRAGMA temp_store=MEMORY")
+    if options.debug:
+        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, _log_statement)
+    return connection
+
+
+def _distrust(connection: apsw.Connection) -> None:
+    """What a file could bring along is not run: no triggers, views, functions in the schema, or tricks with pages."""
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+    connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_VIEW, 0)
+    connection.execute("PRAGMA cell_size_check=ON")
+    connection.execute("PRAGMA mmap_size=0")
+
+
+def _log_statement(event: dict[str, Any]) -> None:
+    # The text of the statement has no values in it: they are bound.
+    SQL_LOG.debug("%.3f ms  %s", event["nanoseconds"] / 1e6, " ".join(event["sql"].split()))
+
+
+def _pause() -> None:
+    time.sleep(random.uniform(0.0002, 0.002))
+
+
+def size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+

@@ -1,0 +1,330 @@
+"""The layout of a store's file, how a file is recognised, and how it goes from one version to the next.
+
+Called by the engine when it opens a file and by `migrate`.
+
+Version 1 is the layout that the Mycelia Kernel's JavaScript adapter plans and writes. Version 2 is this library's:
+
+- no AUTOINCREMENT, and none of version 1's four indexes: UNIQUE(namespace, key) serves the lookups, and each further
+  index costs every write;
+- `version`, NOT NULL without a default, so that a writer who does not know it fails loudly instead of resetting it;
+- `expires_at`, with an index over those entries only that have one;
+- the value stands last, so that reading the columns before it never walks through a long value's pages;
+- `storage_version_floor`: one row, the greatest version that was removed while it lay ahead of the clock;
+- `application_id`, "MySt" in ASCII.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from mycelia_storage.codec import problem_of_text
+from mycelia_storage.engines.sqlite.connection import open_to_look, size_of
+from mycelia_storage.errors import NotAStorageFileError, SchemaVersionError, StorageCorruptError, StorageError
+from mycelia_storage.keys import check_key, check_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+NEWEST: Final = 2
+APPLICATION_ID: Final = 0x4D795374
+
+_SCHEMA_VERSION_TABLE: Final = "CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL)"
+_NAMESPACES_TABLE: Final = (
+    "CREATE TABLE storage_namespaces (name TEXT PRIMARY KEY, metadata TEXT, created_at INTEGER NOT NULL)"
+)
+
+_ENTRIES_1: Final = """CREATE TABLE storage_entries (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  namespace TEXT NOT NULL DEFAULT 'default',
+  key TEXT NOT NULL,
+  value TEXT NOT NULL,
+  metadata TEXT,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  UNIQUE(namespace, key)
+)"""
+_INDEXES_1: Final = (
+    "CREATE INDEX idx_storage_namespace_key ON storage_entries(namespace, key)",
+    "CREATE INDEX idx_storage_namespace ON storage_entries(namespace)",
+    "CREATE INDEX idx_storage_created_at ON storage_entries(created_at)",
+    "CREATE INDEX idx_storage_updated_at ON storage_entries(updated_at)",
+)
+
+_ENTRIES_2: Final = """CREATE TABLE storage_entries (
+  id INTEGER PRIMARY KEY,
+  namespace TEXT NOT NULL,
+  key TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  expires_at INTEGER,
+  metadata TEXT,
+  value TEXT NOT NULL,
+  UNIQUE(namespace, key)
+) STRICT"""
+_EXPIRY_2: Final = (
+    "CREATE INDEX storage_entries_expiry ON storage_entries(expires_at, namespace) WHERE expires_at IS NOT NULL"
+)
+_FLOOR_2: Final = (
+    "CREATE TABLE storage_version_floor (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL) STRICT"
+)
+
+# What a file of each version holds, as sqlite_schema has it but for white space and quotes.
+_EXPECTED: Final[dict[int, tuple[str, ...]]] = {
+    1: (_ENTRIES_1, *_INDEXES_1, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
+    2: (_ENTRIES_2, _EXPIRY_2, _FLOOR_2, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
+}
+# Tables that SQLite and the replication tool Litestream put into a file of ours.
+_ALLOWED_NAMES: Final = ("sqlite_", "_litestream_")
+
+_CREATE_2: Final = (
+    _SCHEMA_VERSION_TABLE,
+    _NAMESPACES_TABLE,
+    _ENTRIES_2,
+    _EXPIRY_2,
+    _FLOOR_2,
+    "INSERT INTO storage_version_floor (id, version) VALUES (1, 0)",
+    "INSERT INTO storage_namespaces (name, created_at) VALUES ('default', ?1)",
+    "INSERT INTO schema_version (version, applied_at) VALUES (2, ?1)",
+    f"PRAGMA application_id={APPLICATION_ID}",
+)
+
+# A version is µs where a time is ms, and positive whatever the clock of the old writer said.
+_UP_TO_2: Final = (
+    "ALTER TABLE storage_entries RENAME TO storage_entries_before",
+    _ENTRIES_2,
+    """INSERT INTO storage_entries (id, namespace, key, version, created_at, updated_at, metadata, value)
+       SELECT id, namespace, key, max(1, updated_at * 1000), created_at, updated_at, metadata, value
+       FROM storage_entries_before ORDER BY id""",
+    "DROP TABLE storage_entries_before",
+    _EXPIRY_2,
+    _FLOOR_2,
+    "INSERT INTO storage_version_floor (id, version) VALUES (1, 0)",
+    """INSERT OR IGNORE INTO storage_namespaces (name, created_at)
+       SELECT namespace, min(created_at) FROM storage_entries GROUP BY namespace""",
+    "INSERT OR IGNORE INTO storage_namespaces (name, created_at) VALUES ('default', ?1)",
+    "INSERT INTO schema_version (version, applied_at) VALUES (2, ?1)",
+    f"PRAGMA application_id={APPLICATION_ID}",
+)
+_DOWN_TO_1: Final = (
+    "DELETE FROM storage_entries WHERE expires_at <= ?1",
+    "ALTER TABLE storage_entries RENAME TO storage_entries_before",
+    _ENTRIES_1,
+    """INSERT INTO storage_entries (id, namespace, key, value, metadata, created_at, updated_at)
+       SELECT id, namespace, key, value, metadata, created_at, updated_at
+       FROM storage_entries_before ORDER BY id""",
+    "DROP TABLE storage_entries_before",
+    "DROP TABLE storage_version_floor",
+    *_INDEXES_1,
+    "DELETE FROM schema_version WHERE version > 1",
+    "INSERT OR IGNORE INTO schema_version (version, applied_at) VALUES (1, ?1)",
+    "PRAGMA application_id=0",
+)
+
+_SCHEMA: Final = "SELECT name, sql FROM sqlite_schema"
+_VERSION: Final = "SELECT max(version) FROM schema_version"
+_ALL_OF_1: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
+_NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
+_EXPIRING: Final = "SELECT namespace, key FROM storage_entries WHERE expires_at > ? ORDER BY namespace, key LIMIT 4"
+
+_MAX_TIME: Final = 253_402_300_799_999  # the last millisecond of the year 9999
+_SHOWN_PROBLEMS: Final = 20
+_SHOWN_EXPIRING: Final = 3
+
+
+def recognise(path: str, patience: float) -> int:
+    """The version of the file at `path` by its header and tables, 0 for one that is new. Changes nothing.
+
+    Raises NotAStorageFileError for what is no database or somebody else's. A version is only read here where the
+    header does not say that the file is ours; then it is `NEWEST`, and `verify` looks closer.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return _recognise_once(path)
+        except apsw.NotADBError:
+            raise NotAStorageFileError(f"{path}: the file is no SQLite database") from None
+        except apsw.Error as error:
+            # Another process may be creating it just now, and the look fell between two of its writes.
+            if not size_of(path + "-journal") or time.monotonic() >= deadline:
+                message = f"{path}: the file cannot be read as a SQLite database ({type(error).__name__})"
+                raise NotAStorageFileError(message) from error
+            time.sleep(0.01)
+
+
+def verify(connection: apsw.Connection, path: str) -> int:
+    """The version of a file by what it holds, 0 for an empty one.
+
+    Raises SchemaVersionError for a newer file, NotAStorageFileError for one that is not ours, StorageCorruptError for
+    one of ours whose tables are not as they should be.
+    """
+    found = _objects(connection)
+    ours = connection.pragma("application_id") == APPLICATION_ID
+    if not found and not ours:
+        return 0
+    if "schema_version" not in found or "storage_entries" not in found:
+        raise NotAStorageFileError(f"{path}: this database holds tables of somebody else")
+    try:
+        version = connection.execute(_VERSION).get
+    except apsw.SQLError:
+        raise NotAStorageFileError(f"{path}: this database holds tables of somebody else") from None
+    if isinstance(version, int) and version > NEWEST:
+        message = f"{path}: the file has schema version {version}, this library knows {NEWEST}: use a newer library"
+        raise SchemaVersionError(message)
+    expected = NEWEST if ours else 1
+    if version == expected:
+        differing = set(found.items()) ^ {(_name(sql), _folded(sql)) for sql in _EXPECTED[expected]}
+        if not differing:
+            return expected
+        name = min(differing)[0]
+        if ours:
+            raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {name!r}")
+    raise NotAStorageFileError(f"{path}: this database holds tables of somebody else")
+
+
+def create(connection: apsw.Connection, now_ms: int) -> None:
+    """Lay out a new file, inside the caller's transaction."""
+    _run(connection, _CREATE_2, now_ms)
+
+
+def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
+    """From version 1 to 2, inside the caller's transaction. Raises SchemaVersionError, naming what stands in the way."""
+    problems: list[str] = []
+    count = 0
+    for problem in _problems_of_1(connection):
+        count += 1
+        if len(problems) < _SHOWN_PROBLEMS:
+            problems.append(problem)
+    if count:
+        more = f" and {count - len(problems)} more" if count > len(problems) else ""
+        message = f"{path}: version 1 holds what version 2 cannot: {'; '.join(problems)}{more}. The file is unchanged"
+        raise SchemaVersionError(message)
+    _run(connection, _UP_TO_2, now_ms)
+
+
+def downgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
+    """From version 2 to 1, inside the caller's transaction. Raises SchemaVersionError while an entry has an expiry."""
+    expiring = connection.execute(_EXPIRING, (now_ms,)).fetchall()
+    if expiring:
+        shown = ", ".join(f"{key!r} in {namespace!r}" for namespace, key in expiring[:_SHOWN_EXPIRING])
+        more = " and more" if len(expiring) > _SHOWN_EXPIRING else ""
+        message = (
+            f"{path}: version 1 knows no expiry, and these entries have one: {shown}{more}. Delete them or touch() "
+            "them with ttl=None. The file is unchanged"
+        )
+        raise SchemaVersionError(message)
+    _run(connection, _DOWN_TO_1, now_ms)
+
+
+def _run(connection: apsw.Connection, statements: Iterable[str], now_ms: int) -> None:
+    for statement in statements:
+        connection.execute(statement, (now_ms,) if "?1" in statement else None)
+
+
+def _recognise_once(path: str) -> int:
+    header = _read_header(path)
+    if not header:
+        return 0
+    if header[:16] != b"SQLite format 3\0":
+        raise NotAStorageFileError(f"{path}: the file is no SQLite database")
+    application_id = int.from_bytes(header[68:72], "big")
+    if application_id == APPLICATION_ID:
+        return NEWEST
+    if application_id:
+        message = f"{path}: the database belongs to another application (application_id {application_id:#x})"
+        raise NotAStorageFileError(message)
+    with _looking(path) as connection:
+        return verify(connection, path)
+
+
+def _read_header(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return os.pread(descriptor, 100, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _looking(path: str) -> Iterator[apsw.Connection]:
+    """A connection to a file that may be somebody else's.
+
+    One with a rollback journal beside it would be rolled back by whoever reads it, so a copy is read instead.
+    """
+    with contextlib.ExitStack() as stack:
+        if size_of(path + "-journal"):
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            copy = os.path.join(directory, "copy")
+            shutil.copyfile(path, copy)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(path + "-journal", copy + "-journal")
+            connection = apsw.Connection(copy, flags=apsw.SQLITE_OPEN_READWRITE)
+        else:
+            connection = open_to_look(path)
+        stack.callback(connection.close)
+        yield connection
+
+
+def _objects(connection: apsw.Connection) -> dict[str, str]:
+    return {
+        str(name): _folded(str(sql)) for name, sql in connection.execute(_SCHEMA) if not str(name).startswith(_ALLOWED_NAMES)
+    }
+
+
+def _folded(sql: str) -> str:
+    return "".join(sql.replace('"', "").split()).lower()
+
+
+def _name(sql: str) -> str:
+    return sql.split()[2].partition("(")[0]
+
+
+def _problems_of_1(connection: apsw.Connection) -> Iterator[str]:
+    """What version 2 would not take, a line each."""
+    for namespace, key, value, metadata, created_at, updated_at in connection.execute(_ALL_OF_1):
+        reason = (
+            _invalid_name(namespace, key)
+            or _invalid_text("the value", value)
+            or (None if metadata is None else _invalid_text("the metadata", metadata, is_object=True))
+            or _invalid_time("created_at", created_at)
+            or _invalid_time("updated_at", updated_at)
+        )
+        if reason is not None:
+            yield f"{key!r} in {namespace!r}: {reason}"
+    for name, metadata, created_at in connection.execute(_NAMESPACES):
+        reason = (
+            _invalid_name(name, "any")
+            or (None if metadata is None else _invalid_text("the metadata", metadata, is_object=True))
+            or _invalid_time("created_at", created_at)
+        )
+        if reason is not None:
+            yield f"namespace {name!r}: {reason}"
+
+
+def _invalid_name(namespace: object, key: object) -> str | None:
+    try:
+        check_namespace(namespace)
+        check_key(key)
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+def _invalid_text(what: str, text: object, *, is_object: bool = False) -> str | None:
+    if not isinstance(text, str):
+        return f"{what} is no text"
+    reason = problem_of_text(text, is_object=is_object)
+    return None if reason is None else f"{what}: {reason}"
+
+
+def _invalid_time(what: str, milliseconds: object) -> str | None:
+    if isinstance(milliseconds, int) and 0 <= milliseconds <= _MAX_TIME:
+        return None
+    return f"{what} is no time in milliseconds"

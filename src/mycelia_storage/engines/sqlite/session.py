@@ -1,0 +1,421 @@
+"""The primitives in SQL: every statement on entries and namespaces stands here.
+
+Called by the verbs through an engine's `auto` (each call a transaction of its own) or through a transaction's session.
+Both share the primitives and differ in where a connection comes from and in what surrounds a write.
+"""
+
+from __future__ import annotations
+
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import apsw
+import orjson
+
+from mycelia_storage.engines.engine import NamespaceRow, PutRow, Row
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+    from mycelia_storage.engines.sqlite.engine import SQLiteEngine
+    from mycelia_storage.keys import KeyRange
+
+VALUE: Final = "SELECT value, expires_at FROM storage_entries WHERE namespace = ? AND key = ?"
+EXPIRY: Final = "SELECT expires_at FROM storage_entries WHERE namespace = ? AND key = ?"
+
+# Keys travel as one JSON array: one statement whatever their number, and no limit on bound variables.
+VALUES: Final = """
+SELECT e.key, e.value, e.expires_at
+FROM json_each(?1) AS asked CROSS JOIN storage_entries AS e ON e.namespace = ?2 AND e.key = asked.value"""
+_COLUMNS: Final = "e.key, e.version, e.created_at, e.updated_at, e.expires_at, e.metadata, e.value"
+ROW: Final = f"SELECT {_COLUMNS} FROM storage_entries AS e WHERE e.namespace = ?2 AND e.key = ?1"
+ROWS: Final = f"""
+SELECT {_COLUMNS}
+FROM json_each(?1) AS asked CROSS JOIN storage_entries AS e ON e.namespace = ?2 AND e.key = asked.value"""
+
+# The listing reads the index on (namespace, key) alone. Looking at expires_at would fetch every row; the few expired
+# keys are taken from their own index instead. An upper end that is a blob is greater than every text.
+_KEYS: Final = """
+SELECT key FROM storage_entries
+WHERE namespace = ?1 AND key >= ?2 AND key < ?3
+  AND key NOT IN (
+    SELECT key FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?4 AND namespace = ?1)
+"""
+KEYS: Final = {
+    (False, False): f"{_KEYS} ORDER BY key LIMIT ?5 OFFSET ?6",
+    (False, True): f"{_KEYS} ORDER BY key DESC LIMIT ?5 OFFSET ?6",
+    (True, False): f"{_KEYS} AND key GLOB ?7 ORDER BY key LIMIT ?5 OFFSET ?6",
+    (True, True): f"{_KEYS} AND key GLOB ?7 ORDER BY key DESC LIMIT ?5 OFFSET ?6",
+}
+PAGE: Final = f"""
+SELECT {_COLUMNS} FROM storage_entries AS e
+WHERE e.namespace = ?1 AND e.key >= ?2 AND e.key < ?3 AND (e.expires_at IS NULL OR e.expires_at > ?4)
+ORDER BY e.key LIMIT ?5"""
+NO_UPPER_END: Final = b""
+
+COUNT: Final = """
+SELECT (SELECT count(*) FROM storage_entries WHERE namespace = ?1)
+     - (SELECT count(*) FROM storage_entries INDEXED BY storage_entries_expiry
+        WHERE expires_at <= ?2 AND namespace = ?1)"""
+COUNT_ALL: Final = """
+SELECT (SELECT count(*) FROM storage_entries)
+     - (SELECT count(*) FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1)"""
+
+# The engine's rule for a put, in one statement. An unregistered namespace makes the NOT NULL constraint fail, so that
+# registering costs nothing but at the first write. (SELECT … instead of VALUES would cost a statement journal.)
+_PUT: Final = """
+INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, expires_at, metadata, value)
+VALUES (
+  (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
+  max(?6, (SELECT version + 1 FROM storage_version_floor WHERE id = 1)), ?7, ?7, ?5, ?4, ?3)
+ON CONFLICT (namespace, key) DO UPDATE SET
+  version = max(excluded.version, version + 1),
+  created_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE created_at END,
+  updated_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE max(updated_at, ?7) END,
+  expires_at = excluded.expires_at,
+  metadata = CASE WHEN ?4 IS NOT NULL THEN ?4 WHEN expires_at <= ?7 THEN NULL ELSE metadata END,
+  value = excluded.value"""
+PUT: Final = f"{_PUT} RETURNING version"
+# For many rows RETURNING costs half the speed. Where every row takes the version offered, none has to be given back;
+# a row that is ahead of it is left alone, and the count tells.
+PUT_UNLESS_AHEAD: Final = f"{_PUT} WHERE excluded.version > version"
+
+DELETE_UNLESS_AHEAD: Final = """
+DELETE FROM storage_entries WHERE namespace = ?1 AND key = ?2 AND version < ?3 RETURNING version, expires_at"""
+DELETE: Final = """
+DELETE FROM storage_entries WHERE id IN (
+  SELECT e.id FROM json_each(?1) AS asked CROSS JOIN storage_entries AS e ON e.namespace = ?2 AND e.key = asked.value)
+RETURNING version, expires_at"""
+GREATEST: Final = "SELECT max(version) FROM storage_entries WHERE namespace = ?"
+GREATEST_OF_ALL: Final = "SELECT max(version) FROM storage_entries"
+CLEAR: Final = "DELETE FROM storage_entries WHERE namespace = ?"
+CLEAR_ALL: Final = "DELETE FROM storage_entries"
+PURGE: Final = """
+DELETE FROM storage_entries WHERE id IN (
+  SELECT id FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)
+RETURNING version"""
+FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
+RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = ?1 WHERE id = 1 AND version < ?1"
+
+REGISTER: Final = "INSERT OR IGNORE INTO storage_namespaces (name, metadata, created_at) VALUES (?, ?, ?)"
+UNREGISTER: Final = "DELETE FROM storage_namespaces WHERE name = ?"
+NAMESPACE: Final = """
+SELECT name, metadata, created_at FROM storage_namespaces WHERE name = ?1
+UNION ALL
+SELECT ?1, NULL, NULL WHERE NOT EXISTS (SELECT 1 FROM storage_namespaces WHERE name = ?1)
+  AND EXISTS (SELECT 1 FROM storage_entries WHERE namespace = ?1)"""
+# From one namespace to the next by the index, not by a visit to every entry.
+NAMESPACES: Final = """
+WITH RECURSIVE holding(name) AS (
+  SELECT min(namespace) FROM storage_entries
+  UNION ALL
+  SELECT (SELECT min(namespace) FROM storage_entries WHERE namespace > holding.name) FROM holding
+  WHERE holding.name IS NOT NULL)
+SELECT name, metadata, created_at FROM storage_namespaces
+UNION ALL
+SELECT name, NULL, NULL FROM holding
+WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM storage_namespaces)
+ORDER BY name"""
+
+
+class Lender(Protocol):
+    """What primitives need of their surroundings: connections, lent for the length of a with block.
+
+    Leaving the block with a driver's error raises the library's error in its place.
+    """
+
+    def reading(self) -> AbstractContextManager[apsw.Connection]:
+        """A connection to run one statement with."""
+        ...
+
+    def writing(self) -> AbstractContextManager[apsw.Connection]:
+        """The writer connection, inside a transaction."""
+        ...
+
+
+class Statements:
+    """The primitives, on connections that a lender gives."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+
+    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        with self._lender.reading() as connection:
+            return connection.execute(VALUE, (namespace, key)).get  # type: ignore[no-any-return]
+
+    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
+        with self._lender.reading() as connection:
+            return connection.execute(EXPIRY, (namespace, key)).fetchone()
+
+    def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
+        with self._lender.reading() as connection:
+            return connection.execute(VALUES, (_array(keys), namespace)).fetchall()
+
+    def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
+        with self._lender.reading() as connection:
+            if len(keys) == 1:
+                found = connection.execute(ROW, (keys[0], namespace)).fetchall()
+            else:
+                found = connection.execute(ROWS, (_array(keys), namespace)).fetchall()
+        return [Row(*row) for row in found]
+
+    def keys(
+        self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
+    ) -> list[str]:
+        many_pieces = span.pieces is not None and len(span.pieces) > 1
+        high = NO_UPPER_END if span.high is None else span.high
+        bindings: tuple[Any, ...] = (
+            namespace, span.low, high, now // 1000, -1 if limit is None else limit, offset,
+        )  # fmt: skip
+        if many_pieces:
+            bindings = (*bindings, _glob(span.pieces or ()))
+        with self._lender.reading() as connection:
+            return [key for (key,) in connection.execute(KEYS[many_pieces, reverse], bindings)]
+
+    def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
+        high = NO_UPPER_END if span.high is None else span.high
+        with self._lender.reading() as connection:
+            found = connection.execute(PAGE, (namespace, span.low, high, now // 1000, limit)).fetchall()
+        return [Row(*row) for row in found]
+
+    def count(self, namespace: str | None, now: int) -> int:
+        with self._lender.reading() as connection:
+            return _count(connection, namespace, now)
+
+    def namespaces(self) -> list[NamespaceRow]:
+        with self._lender.reading() as connection:
+            return [NamespaceRow(*row) for row in connection.execute(NAMESPACES)]
+
+    def namespace(self, name: str) -> NamespaceRow | None:
+        with self._lender.reading() as connection:
+            row = connection.execute(NAMESPACE, (name,)).fetchone()
+        return None if row is None else NamespaceRow(*row)
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        with self._lender.writing() as connection:
+            if len(rows) == 1:
+                return [put_one(connection, namespace, rows[0], now)]
+            return _put_many(connection, namespace, rows, now)
+
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        with self._lender.writing() as connection:
+            return _live_of_removed(
+                connection, connection.execute(DELETE, (_array(keys), namespace)).fetchall(), now
+            )
+
+    def clear(self, namespace: str | None, now: int) -> int:
+        with self._lender.writing() as connection:
+            live = _count(connection, namespace, now)
+            if namespace is None:
+                greatest = connection.execute(GREATEST_OF_ALL).get
+                connection.execute(CLEAR_ALL)
+            else:
+                greatest = connection.execute(GREATEST, (namespace,)).get
+                connection.execute(CLEAR, (namespace,))
+            _raise_floor(connection, greatest, now)
+            return live
+
+    def purge(self, now: int, limit: int) -> int:
+        with self._lender.writing() as connection:
+            versions = [version for (version,) in connection.execute(PURGE, (now // 1000, limit))]
+            _raise_floor(connection, max(versions, default=None), now)
+            return len(versions)
+
+    def register(self, namespace: str, metadata: str | None, now: int) -> bool:
+        with self._lender.writing() as connection:
+            before = connection.total_changes()
+            connection.execute(REGISTER, (namespace, metadata, now // 1000))
+            return connection.total_changes() > before
+
+    def unregister(self, namespace: str) -> None:
+        with self._lender.writing() as connection:
+            connection.execute(UNREGISTER, (namespace,))
+
+
+class Auto(Statements):
+    """Each call is a transaction of its own, and the calls that are made most go the shortest way.
+
+    For one statement SQLite's own transaction around it is enough, and saves BEGIN and COMMIT.
+    """
+
+    def __init__(self, engine: SQLiteEngine) -> None:
+        super().__init__(engine)
+        self._engine = engine
+        self._idle = engine.idle_readers
+
+    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        try:
+            connection = self._idle.get_nowait()
+        except Empty:
+            connection = self._engine.lend_reader()
+        try:
+            return connection.execute(VALUE, (namespace, key)).get  # type: ignore[no-any-return]
+        except DRIVER_ERRORS as error:
+            raise self._engine.failure(error) from error
+        finally:
+            self._idle.put(connection)
+
+    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
+        try:
+            connection = self._idle.get_nowait()
+        except Empty:
+            connection = self._engine.lend_reader()
+        try:
+            return connection.execute(EXPIRY, (namespace, key)).fetchone()
+        except DRIVER_ERRORS as error:
+            raise self._engine.failure(error) from error
+        finally:
+            self._idle.put(connection)
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        if len(rows) != 1:
+            return super().put(namespace, rows, now)
+        key, value, metadata, expires_at = rows[0]
+        engine = self._engine
+        engine.lock_writer(None)
+        try:
+            bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
+            return [engine.writer.execute(PUT, bindings).get]
+        except apsw.ConstraintError as error:
+            if error.extendedresult != apsw.SQLITE_CONSTRAINT_NOTNULL:
+                raise engine.writer_failure(error) from error
+        except DRIVER_ERRORS as error:
+            raise engine.writer_failure(error) from error
+        finally:
+            engine.unlock_writer()
+        return super().put(namespace, rows, now)
+
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        if len(keys) != 1:
+            return super().delete(namespace, keys, now)
+        engine = self._engine
+        engine.lock_writer(None)
+        try:
+            connection = engine.writer
+            removed = connection.execute(DELETE_UNLESS_AHEAD, (namespace, keys[0], now)).fetchall()
+            if not removed and connection.execute(EXPIRY, (namespace, keys[0])).fetchone() is None:
+                return 0
+        except DRIVER_ERRORS as error:
+            raise engine.writer_failure(error) from error
+        finally:
+            engine.unlock_writer()
+        if removed:
+            expires_at = removed[0][1]
+            return 1 if expires_at is None or expires_at > now // 1000 else 0
+        return super().delete(namespace, keys, now)
+
+
+class SQLiteSession(Statements):
+    """One open transaction on one connection, which it gives back when it ends."""
+
+    def __init__(self, lender: SessionLender) -> None:
+        super().__init__(lender)
+        self._session = lender
+        self._savepoints = 0
+
+    def commit(self) -> None:
+        self._session.commit()
+
+    def rollback(self) -> None:
+        self._session.rollback()
+
+    def savepoint(self) -> int:
+        with self._session.writing() as connection:
+            connection.execute(f"SAVEPOINT point_{self._savepoints + 1}")
+        self._savepoints += 1
+        return self._savepoints
+
+    def release(self, savepoint: int) -> None:
+        with self._session.writing() as connection:
+            connection.execute(f"RELEASE point_{savepoint}")
+        self._savepoints = savepoint - 1
+
+    def rollback_to(self, savepoint: int) -> None:
+        with self._session.writing() as connection:
+            connection.execute(f"ROLLBACK TO point_{savepoint}")
+            connection.execute(f"RELEASE point_{savepoint}")
+        self._savepoints = savepoint - 1
+
+
+class SessionLender(Lender, Protocol):
+    """What a session needs besides: the end of its transaction."""
+
+    def commit(self) -> None:
+        """Commit, and give the connection back."""
+        ...
+
+    def rollback(self) -> None:
+        """Roll back, and give the connection back; does nothing where that has happened already."""
+        ...
+
+
+def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
+    """Write one row inside a transaction; gives its version."""
+    key, value, metadata, expires_at = row
+    bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
+    try:
+        return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
+    except apsw.ConstraintError as error:
+        if error.extendedresult != apsw.SQLITE_CONSTRAINT_NOTNULL:
+            raise
+    connection.execute(REGISTER, (namespace, None, now // 1000))
+    return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
+
+
+def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+    """All or none: in a transaction that goes on after a failure, a savepoint undoes the half that was written."""
+    if not rows:
+        return []
+    now_ms = now // 1000
+    connection.execute("SAVEPOINT put_many")
+    try:
+        connection.execute(REGISTER, (namespace, None, now_ms))
+        version = max(now, connection.execute(FLOOR).get + 1)
+        before = connection.total_changes()
+        connection.executemany(
+            PUT_UNLESS_AHEAD,
+            [(namespace, key, value, metadata, expires_at, version, now_ms) for key, value, metadata, expires_at in rows],
+        )
+        if connection.total_changes() - before == len(rows):
+            versions = [version] * len(rows)
+        else:
+            connection.execute("ROLLBACK TO put_many")
+            versions = [put_one(connection, namespace, row, now) for row in rows]
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO put_many")
+            connection.execute("RELEASE put_many")
+        raise
+    connection.execute("RELEASE put_many")
+    return versions
+
+
+def _count(connection: apsw.Connection, namespace: str | None, now: int) -> int:
+    if namespace is None:
+        return connection.execute(COUNT_ALL, (now // 1000,)).get  # type: ignore[no-any-return]
+    return connection.execute(COUNT, (namespace, now // 1000)).get  # type: ignore[no-any-return]
+
+
+def _live_of_removed(connection: apsw.Connection, removed: list[Any], now: int) -> int:
+    """How many of the removed rows were live; their versions raise the floor where they have to."""
+    if not removed:
+        return 0
+    _raise_floor(connection, max(version for version, _ in removed), now)
+    now_ms = now // 1000
+    return sum(1 for _, expires_at in removed if expires_at is None or expires_at > now_ms)
+
+
+def _raise_floor(connection: apsw.Connection, version: int | None, now: int) -> None:
+    if version is not None and version >= now:
+        connection.execute(RAISE_FLOOR, (version,))
+
+
+def _array(keys: Sequence[str]) -> str:
+    return orjson.dumps(keys).decode()
+
+
+def _glob(pieces: Sequence[str]) -> str:
+    """The pieces of a pattern in SQLite's GLOB, where a class of one character is that character."""
+    return "*".join("".join(f"[{c}]" if c in "*?[" else c for c in piece) for piece in pieces)

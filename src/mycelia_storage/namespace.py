@@ -1,0 +1,497 @@
+"""`Namespace`, a view of one namespace: a mutable mapping, and every verb without `namespace=`.
+
+Called by users through `Storage.namespace` and `Transaction.namespace`. Each method is a line or two over a verb; the
+only thing added here is the type of the values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, cast, overload
+
+import msgspec
+
+from mycelia_storage.arguments import KEEP, MISSING, Keep
+from mycelia_storage.documents import merge_patch
+from mycelia_storage.entries import Entry, LoadReport, NamespaceInfo, Put
+from mycelia_storage.errors import ConfigError, InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
+from mycelia_storage.scan import Scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from mycelia_storage.verbs import Verbs
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+# The one message of msgspec's validation that shows the value.
+_ENUM_VALUE: Final = re.compile(r"^Invalid enum value .*?(?=( - at `|$))", re.DOTALL)
+
+
+class Namespace(Generic[T]):
+    """One namespace as a mutable mapping of keys to values of type T, with all verbs besides.
+
+    Methods of mappings mean what they mean for dict, each in one atomic step. `keys()`, `values()`, `items()` and
+    iteration are scans in key order, each on one state of the store.
+    """
+
+    def __init__(self, verbs: Verbs, name: str, type: Any = Any) -> None:
+        """Users call `store.namespace(name)`."""
+        self._verbs = verbs
+        self.name: Final = name
+        self._type = type
+        self._is_typed = type is not Any and type is not object
+        if self._is_typed:
+            try:
+                msgspec.json.Decoder(type)
+            except (TypeError, NameError) as error:
+                raise ConfigError(f"type: {type!r} cannot be checked against JSON: {error}") from error
+
+    def __repr__(self) -> str:
+        of = f" of {getattr(self._type, '__name__', self._type)}" if self._is_typed else ""
+        return f"<Namespace {self.name!r}{of}>"
+
+    def within(self, verbs: Verbs) -> Namespace[T]:
+        """The same view inside a transaction; `tx.namespace(view)` is the same."""
+        return Namespace(verbs, self.name, self._type)
+
+    # ---- a mapping
+
+    def __getitem__(self, key: str) -> T:
+        value = self._verbs.get(key, MISSING, namespace=self.name)
+        if value is MISSING:
+            raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
+        return self._take_in(value, key)
+
+    def __setitem__(self, key: str, value: T) -> None:
+        self._verbs.set(key, self._give_out(value), namespace=self.name)
+
+    def __delitem__(self, key: str) -> None:
+        if not self._verbs.delete(key, namespace=self.name):
+            raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return self._verbs.has(key, namespace=self.name)  # type: ignore[arg-type]
+        except InvalidKeyError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.key for entry in self._verbs.scan(namespace=self.name))
+
+    def __len__(self) -> int:
+        return self._verbs.count(namespace=self.name)
+
+    def __bool__(self) -> bool:
+        return bool(self._verbs.list_keys(namespace=self.name, limit=1))
+
+    def __ior__(self, other: Mapping[str, T] | Iterable[tuple[str, T]]) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[str]:
+        """The keys, in order."""
+        return _Keys(cast("Mapping[str, Any]", self))
+
+    def values(self) -> ValuesView[T]:
+        """The values, in the order of their keys."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, T]:
+        """The pairs of key and value, in the order of their keys."""
+        return _Items(self)
+
+    @overload
+    def get(self, key: str, default: None = None) -> T | None: ...
+    @overload
+    def get(self, key: str, default: D) -> T | D: ...
+    def get(self, key: str, default: object = None) -> Any:
+        """The value of a key, `default` where there is none."""
+        value = self._verbs.get(key, MISSING, namespace=self.name)
+        return default if value is MISSING else self._take_in(value, key)
+
+    @overload
+    def pop(self, key: str) -> T: ...
+    @overload
+    def pop(self, key: str, default: D) -> T | D: ...
+    def pop(self, key: str, default: object = MISSING) -> Any:
+        """Remove a key and give its value. Without `default`: KeyNotFoundError."""
+        entry = self._verbs.take(key, MISSING, namespace=self.name)
+        if isinstance(entry, Entry):
+            return self._take_in(entry.value, key)
+        if default is MISSING:
+            raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
+        return default
+
+    def popitem(self) -> tuple[str, T]:
+        """Remove the first entry in key order and give its key and value. Raises KeyNotFoundError when empty."""
+        entry = self._verbs._take_first(self.name)
+        return entry.key, self._take_in(entry.value, entry.key)
+
+    @overload
+    def setdefault(self, key: str, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: str, default: T) -> T: ...
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value of a key; where there is none, `default`, which is written first."""
+        return self._take_in(self._verbs._get_or_add(self.name, key, self._give_out(default)), key)
+
+    def update(self, other: Mapping[str, T] | Iterable[tuple[str, T]] = (), /, **more: T) -> None:
+        """Write all of these items or none."""
+        pairs = other.items() if isinstance(other, Mapping | Namespace) else other
+        self.set_many([*pairs, *more.items()])
+
+    def clear(self) -> None:
+        """Remove every entry, in one statement. (The store's verb of that name also tells how many.)"""
+        self._verbs.clear(namespace=self.name)
+
+    # ---- the verbs
+
+    @overload
+    def get_entry(self, key: str) -> Entry[T]: ...
+    @overload
+    def get_entry(self, key: str, default: D) -> Entry[T] | D: ...
+    def get_entry(self, key: str, default: object = MISSING) -> Any:
+        """As `Storage.get_entry`."""
+        if default is MISSING:
+            return self._typed_entry(self._verbs.get_entry(key, namespace=self.name))
+        entry = self._verbs.get_entry(key, default, namespace=self.name)
+        return self._typed_entry(entry) if isinstance(entry, Entry) else entry
+
+    def set(
+        self,
+        key: str,
+        value: T,
+        *,
+        metadata: Mapping[str, object] | None = None,
+        ttl: float | timedelta | None = None,
+        overwrite: bool = True,
+        if_version: int | None = None,
+        durable: bool | None = None,
+    ) -> int:
+        """As `Storage.set`."""
+        return self._verbs.set(
+            key,
+            self._give_out(value),
+            namespace=self.name,
+            metadata=metadata,
+            ttl=ttl,
+            overwrite=overwrite,
+            if_version=if_version,
+            durable=durable,
+        )
+
+    def add(
+        self,
+        key: str,
+        value: T,
+        *,
+        metadata: Mapping[str, object] | None = None,
+        ttl: float | timedelta | None = None,
+        durable: bool | None = None,
+    ) -> bool:
+        """As `Storage.add`."""
+        out = self._give_out(value)
+        return self._verbs.add(key, out, namespace=self.name, metadata=metadata, ttl=ttl, durable=durable)
+
+    def modify(
+        self,
+        key: str,
+        function: Callable[[T], T],
+        *,
+        default: T | Literal[MISSING] = MISSING,  # type: ignore[valid-type]
+        ttl: float | timedelta | Keep | None = KEEP,
+        if_version: int | None = None,
+        durable: bool | None = None,
+    ) -> T:
+        """As `Storage.modify`; the function takes and gives a value of the view's type."""
+
+        def change(value: Any) -> object:
+            changed: object = function(self._take_in(value, key))
+            return None if changed is None else self._give_out(changed)
+
+        start = MISSING if default is MISSING else self._give_out(default)
+        new = self._verbs.modify(
+            key, change, namespace=self.name, default=start, ttl=ttl, if_version=if_version, durable=durable
+        )
+        return self._take_in(new, key)
+
+    def merge(
+        self,
+        key: str,
+        patch: Mapping[str, object],
+        *,
+        ttl: float | timedelta | Keep | None = KEEP,
+        if_version: int | None = None,
+        durable: bool | None = None,
+    ) -> T:
+        """As `Storage.merge`. A result that does not fit the view's type is an InvalidValueError, and not written."""
+        if not self._is_typed:
+            return cast(
+                "T",
+                self._verbs.merge(
+                    key, patch, namespace=self.name, ttl=ttl, if_version=if_version, durable=durable
+                ),
+            )
+        if not isinstance(patch, Mapping):
+            raise InvalidValueError(f"patch: {type(patch).__name__} is not a mapping")
+        changes = dict(patch)
+        new = self._verbs.modify(
+            key,
+            lambda value: self._fitting(merge_patch(value, changes)),
+            namespace=self.name,
+            default={},
+            ttl=ttl,
+            if_version=if_version,
+            durable=durable,
+        )
+        return self._take_in(new, key)
+
+    @overload
+    def increment(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        field: str | None = ...,
+        ttl: float | timedelta | Keep | None = ...,
+        durable: bool | None = ...,
+    ) -> int: ...
+    @overload
+    def increment(
+        self,
+        key: str,
+        by: float,
+        *,
+        field: str | None = ...,
+        ttl: float | timedelta | Keep | None = ...,
+        durable: bool | None = ...,
+    ) -> float: ...
+    def increment(
+        self,
+        key: str,
+        by: float = 1,
+        *,
+        field: str | None = None,
+        ttl: float | timedelta | Keep | None = KEEP,
+        durable: bool | None = None,
+    ) -> float:
+        """As `Storage.increment`."""
+        return self._verbs.increment(key, by, namespace=self.name, field=field, ttl=ttl, durable=durable)
+
+    def touch(self, key: str, *, ttl: float | timedelta | None) -> bool:
+        """As `Storage.touch`."""
+        return self._verbs.touch(key, namespace=self.name, ttl=ttl)
+
+    @overload
+    def take(self, key: str, *, durable: bool | None = ...) -> Entry[T]: ...
+    @overload
+    def take(self, key: str, default: D, *, durable: bool | None = ...) -> Entry[T] | D: ...
+    def take(self, key: str, default: object = MISSING, *, durable: bool | None = None) -> Any:
+        """As `Storage.take`."""
+        if default is MISSING:
+            return self._typed_entry(self._verbs.take(key, namespace=self.name, durable=durable))
+        entry = self._verbs.take(key, default, namespace=self.name, durable=durable)
+        return self._typed_entry(entry) if isinstance(entry, Entry) else entry
+
+    def delete(self, key: str, *, if_version: int | None = None, durable: bool | None = None) -> bool:
+        """As `Storage.delete`."""
+        return self._verbs.delete(key, namespace=self.name, if_version=if_version, durable=durable)
+
+    def has(self, key: str) -> bool:
+        """As `Storage.has`."""
+        return self._verbs.has(key, namespace=self.name)
+
+    def get_metadata(self, key: str) -> dict[str, Any]:
+        """As `Storage.get_metadata`."""
+        return self._verbs.get_metadata(key, namespace=self.name)
+
+    def set_metadata(
+        self, key: str, metadata: Mapping[str, object], *, merge: bool = True, if_version: int | None = None
+    ) -> int:
+        """As `Storage.set_metadata`."""
+        return self._verbs.set_metadata(key, metadata, namespace=self.name, merge=merge, if_version=if_version)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, T]:
+        """As `Storage.get_many`."""
+        found = self._verbs.get_many(keys, namespace=self.name)
+        return {key: self._take_in(value, key) for key, value in found.items()} if self._is_typed else found
+
+    def get_entries(self, keys: Iterable[str]) -> dict[str, Entry[T]]:
+        """As `Storage.get_entries`."""
+        found = self._verbs.get_entries(keys, namespace=self.name)
+        return {key: self._typed_entry(entry) for key, entry in found.items()}
+
+    def set_many(
+        self,
+        items: Mapping[str, T] | Iterable[tuple[str, T] | Put],
+        *,
+        metadata: Mapping[str, object] | None = None,
+        ttl: float | timedelta | None = None,
+        overwrite: bool = True,
+        durable: bool | None = None,
+    ) -> dict[str, int]:
+        """As `Storage.set_many`."""
+        out = self._give_out_items(items)
+        return self._verbs.set_many(
+            out, namespace=self.name, metadata=metadata, ttl=ttl, overwrite=overwrite, durable=durable
+        )
+
+    def add_many(
+        self,
+        items: Mapping[str, T] | Iterable[tuple[str, T] | Put],
+        *,
+        metadata: Mapping[str, object] | None = None,
+        ttl: float | timedelta | None = None,
+        durable: bool | None = None,
+    ) -> list[str]:
+        """As `Storage.add_many`."""
+        out = self._give_out_items(items)
+        return self._verbs.add_many(out, namespace=self.name, metadata=metadata, ttl=ttl, durable=durable)
+
+    def delete_many(self, keys: Iterable[str], *, durable: bool | None = None) -> int:
+        """As `Storage.delete_many`."""
+        return self._verbs.delete_many(keys, namespace=self.name, durable=durable)
+
+    def load(
+        self,
+        items: Mapping[str, T] | Iterable[tuple[str, T] | Put],
+        *,
+        batch_size: int = 1000,
+        on_error: Literal["stop", "skip"] = "stop",
+        progress: Callable[[LoadReport], object] | None = None,
+    ) -> LoadReport:
+        """As `Storage.load`."""
+        out = self._give_out_items(items)
+        return self._verbs.load(
+            out, namespace=self.name, batch_size=batch_size, on_error=on_error, progress=progress
+        )
+
+    def list_keys(
+        self,
+        *,
+        pattern: str | None = None,
+        prefix: str | None = None,
+        start_after: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        reverse: bool = False,
+    ) -> list[str]:
+        """As `Storage.list_keys`."""
+        return self._verbs.list_keys(
+            namespace=self.name,
+            pattern=pattern,
+            prefix=prefix,
+            start_after=start_after,
+            limit=limit,
+            offset=offset,
+            reverse=reverse,
+        )
+
+    def scan(self, *, prefix: str | None = None, batch_size: int = 500) -> Scan[T]:
+        """As `Storage.scan`."""
+        scan = self._verbs.scan(namespace=self.name, prefix=prefix, batch_size=batch_size)
+        return cast("Scan[T]", scan.converted(self._typed_entry) if self._is_typed else scan)
+
+    def count(self) -> int:
+        """As `Storage.count`."""
+        return self._verbs.count(namespace=self.name)
+
+    def info(self) -> NamespaceInfo:
+        """As `Storage.namespace_info`."""
+        return self._verbs.namespace_info(self.name)
+
+    # ---- types
+
+    def _give_out(self, value: object) -> object:
+        """A value of the view's type as plain JSON values. Raises InvalidValueError where it is not of that type."""
+        if not self._is_typed:
+            return value
+        try:
+            return self._fitting(msgspec.to_builtins(value, str_keys=True))
+        except (TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, InvalidValueError):
+                raise
+            raise InvalidValueError(f"$: {type(value).__name__} cannot become JSON: {error}") from error
+
+    def _fitting(self, plain: object) -> object:
+        try:
+            msgspec.convert(plain, self._type, str_keys=True)
+        except msgspec.ValidationError as error:
+            raise InvalidValueError(f"the value does not fit {self!r}: {_without_value(error)}") from None
+        return plain
+
+    def _take_in(self, value: Any, key: str) -> T:
+        """A stored value as the view's type."""
+        if not self._is_typed:
+            return cast("T", value)
+        try:
+            return cast("T", msgspec.convert(value, self._type, str_keys=True))
+        except msgspec.ValidationError as error:
+            message = f"the document {key!r} in namespace {self.name!r} does not fit: {_without_value(error)}"
+            raise ValueTypeError(message) from None
+
+    def _typed_entry(self, entry: Entry[Any]) -> Entry[T]:
+        if not self._is_typed:
+            return entry
+        return msgspec.structs.replace(entry, value=self._take_in(entry.value, entry.key))
+
+    def _give_out_items(self, items: Any) -> Any:
+        if isinstance(items, Namespace):
+            items = items.items()
+        if not self._is_typed or isinstance(items, str | bytes) or not isinstance(items, Iterable):
+            return items
+        pairs: Iterable[object] = items.items() if isinstance(items, Mapping) else items
+        return map(self._give_out_item, pairs)
+
+    def _give_out_item(self, item: object) -> object:
+        """An item with its value as plain JSON, or with its error in the value's place, which the batch then reports."""
+        try:
+            if isinstance(item, Put):
+                return msgspec.structs.replace(item, value=self._give_out(item.value))
+            if isinstance(item, tuple | list) and len(item) == 2:
+                return item[0], self._give_out(item[1])
+        except InvalidValueError as error:
+            if isinstance(item, Put):
+                return msgspec.structs.replace(item, value=error)
+            return cast("tuple[object, object]", item)[0], error
+        return item
+
+
+MutableMapping.register(Namespace)
+
+
+class _Keys(KeysView[str]):
+    """The keys of a namespace."""
+
+
+class _Values(ValuesView[T]):
+    """The values of a namespace, by a scan instead of a read for each."""
+
+    def __init__(self, namespace: Namespace[T]) -> None:
+        super().__init__(cast("Mapping[Any, T]", namespace))
+        self._namespace = namespace
+
+    def __iter__(self) -> Iterator[T]:
+        return (entry.value for entry in self._namespace.scan())
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == found for found in self)
+
+
+class _Items(ItemsView[str, T]):
+    """The items of a namespace, by a scan instead of a read for each."""
+
+    def __init__(self, namespace: Namespace[T]) -> None:
+        super().__init__(cast("Mapping[str, T]", namespace))
+        self._namespace = namespace
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        return ((entry.key, entry.value) for entry in self._namespace.scan())
+
+
+def _without_value(error: msgspec.ValidationError) -> str:
+    return _ENUM_VALUE.sub("Invalid enum value", str(error))

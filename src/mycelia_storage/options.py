@@ -1,0 +1,284 @@
+"""Targets and options: from keyword arguments, a URL or a configuration mapping to one checked value.
+
+Called by `open_storage`. Every error names the option, what was given, and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeAlias, TypedDict
+
+import msgspec
+
+from mycelia_storage.errors import ConfigError
+
+DEFAULT_TARGET: Final = "./data/storage.db"
+Backend: TypeAlias = Literal["sqlite", "memory"]
+Synchronous: TypeAlias = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
+SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
+BACKENDS: Final[dict[str, Backend]] = {"sqlite": "sqlite", "auto": "sqlite", "memory": "memory"}
+_MAX_SECONDS: Final = 3600.0
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class StorageOptions(TypedDict, total=False):
+    """The keyword arguments of `open_storage`. Durations are seconds or a timedelta."""
+
+    db_path: str | os.PathLike[str]
+    base_dir: str | os.PathLike[str] | None
+    migrate: bool
+    wal_mode: bool
+    synchronous: Synchronous
+    busy_timeout: float | timedelta
+    max_readers: int
+    prepare_cache_size: int
+    max_value_bytes: int
+    read_only: bool
+    debug: bool
+    clock: Callable[[], float]
+    capacity: int | None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Every option, checked. `path` is absolute, and empty in memory."""
+
+    backend: Backend
+    path: str = ""
+    migrate: bool = True
+    wal_mode: bool = True
+    synchronous: str = "NORMAL"
+    busy_timeout: float = 5.0
+    max_readers: int = 4
+    prepare_cache_size: int = 100
+    max_value_bytes: int = 64 * 1024 * 1024
+    read_only: bool = False
+    debug: bool = False
+    clock: Callable[[], float] = time.time
+    capacity: int | None = None
+
+
+_DURATIONS: Final = ("busy_timeout",)
+_ONLY_IN_MEMORY: Final = ("capacity",)
+_NAMES: Final = tuple(StorageOptions.__annotations__)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+_FROM_CAMEL: Final = {_camel(name): name for name in _NAMES if "_" in name}
+
+
+def read_options(target: object, given: Mapping[str, object]) -> Options:
+    """The options that a target and keyword arguments make together; keyword arguments win over a mapping's.
+
+    Raises ConfigError.
+    """
+    for name in given:
+        if name not in _NAMES:
+            raise ConfigError(f"unknown option {name!r}{_nearest(name, _NAMES)}")
+    backend: Backend
+    path: object = None
+    options: dict[str, object] = {}
+    if isinstance(target, Mapping):
+        backend, options = _read_mapping(target)
+    else:
+        backend, path = _read_target(target)
+    options.update(given)
+    if path is not None and path != DEFAULT_TARGET and "db_path" in options:
+        raise ConfigError(f"db_path: the target {_text(path)!r} is a path already: give one of the two")
+    path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
+    base_dir = options.pop("base_dir", None)
+    checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
+    if backend == "sqlite":
+        for name in _ONLY_IN_MEMORY:
+            if checked.get(name) is not None:
+                raise ConfigError(f"{name}: an option of the memory engine, and the target is a SQLite file")
+        checked["path"] = _resolve(path, base_dir)
+    return Options(backend=backend, **checked)
+
+
+def _read_target(target: object) -> tuple[Backend, object]:
+    if isinstance(target, os.PathLike):
+        return "sqlite", os.fspath(target)
+    if not isinstance(target, str):
+        kind = type(target).__name__
+        raise ConfigError(f"target: a path, a URL or a configuration mapping is needed, not {kind}")
+    if not target:
+        raise ConfigError("target: an empty string is no path; for a store in memory write 'memory:'")
+    if target in ("memory:", ":memory:"):
+        return "memory", None
+    found = _SCHEME.match(target)
+    if found is None:
+        return "sqlite", target
+    scheme = found[1].lower()
+    if scheme == "sqlite":
+        return "sqlite", _path_of_url(target, target[found.end() :])
+    message = f"target: unknown scheme {scheme + '://'!r}: write a path, 'sqlite:///relative.db', 'sqlite:////absolute.db' or 'memory:'"
+    raise ConfigError(message)
+
+
+def _path_of_url(url: str, rest: str) -> str:
+    """`sqlite:///relative` and `sqlite:////absolute`, percent-decoded as in every URL."""
+    if "?" in rest or "#" in rest:
+        raise ConfigError(
+            f"target: {url!r} has a query or fragment: give options as keyword arguments, and write '?' in a name as %3F"
+        )
+    if not rest.startswith("/") or len(rest) == 1:
+        raise ConfigError(f"target: {url!r} names no file: write 'sqlite:///relative.db' or 'sqlite:////absolute.db'")
+    path = urllib.parse.unquote(rest[1:])
+    if path == ":memory:":
+        raise ConfigError(f"target: {url!r} names no file: for a store in memory write 'memory:'")
+    return path
+
+
+def _read_mapping(target: Mapping[Any, Any]) -> tuple[Backend, dict[str, object]]:
+    """`{"storage": {"backend": …, "options": {…}}}`, or what stands under "storage" alone."""
+    where = "target"
+    config: Mapping[Any, Any] = target
+    if "storage" in config:
+        _refuse_unknown(config, ("storage",), where)
+        config = config["storage"]
+        where = "storage"
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"storage: a mapping is needed, not {type(config).__name__}")
+    _refuse_unknown(config, ("backend", "options"), where)
+    name = config.get("backend", "auto")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ConfigError(f"backend: {_text(name)} is none of {', '.join(map(repr, BACKENDS))}")
+    given = config.get("options")
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"options: a mapping is needed, not {type(given).__name__}")
+    return BACKENDS[name], _snake(given)
+
+
+def _snake(given: Mapping[Any, Any]) -> dict[str, object]:
+    """Options by their Python names; a duration under its camelCase name is in milliseconds, as the original's."""
+    options: dict[str, object] = {}
+    for name, value in given.items():
+        known = _FROM_CAMEL.get(name, name) if isinstance(name, str) else name
+        if known not in _NAMES:
+            raise ConfigError(f"unknown option {_text(name)}{_nearest(name, (*_NAMES, *_FROM_CAMEL))}")
+        if known in options:
+            raise ConfigError(f"{known}: given twice, as {known} and as {_camel(known)}")
+        if known in _DURATIONS and name != known:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"{name}: a number of milliseconds is needed, not {_text(value)}")
+            value = value / 1000
+        options[known] = value
+    return options
+
+
+def _refuse_unknown(config: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for name in config:
+        if name not in known:
+            raise ConfigError(f"{where}: unknown entry {_text(name)}; known: {', '.join(known)}{_nearest(name, known)}")
+
+
+def _resolve(path: object, base_dir: object) -> str:
+    """The absolute path, symlinks followed; with `base_dir` it has to lie inside."""
+    name = _path_text("db_path", path)
+    if base_dir is None:
+        resolved = os.path.realpath(name)
+    else:
+        base = os.path.realpath(_path_text("base_dir", base_dir))
+        resolved = os.path.realpath(os.path.join(base, name))
+        if os.path.commonpath([base, resolved]) != base or resolved == base:
+            raise ConfigError(f"db_path: {name!r} leads out of base_dir {base!r}")
+    if os.path.isdir(resolved) or name.endswith("/"):
+        raise ConfigError(f"db_path: {name!r} is a directory, and a file is needed")
+    return resolved
+
+
+def _path_text(option: str, value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise ConfigError(f"{option}: a str or a PathLike of str is needed, not {type(text).__name__}")
+    if not text:
+        raise ConfigError(f"{option}: an empty string is no path")
+    if "\0" in text:
+        raise ConfigError(f"{option}: {text!r} holds U+0000")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option}: {text!r} cannot be a file name here: it holds a lone surrogate") from None
+    return text
+
+
+def _bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: {_text(value)} is neither True nor False")
+    return value
+
+
+def _whole(least: int, most: int) -> Callable[[str, object], int]:
+    def check(name: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(f"{name}: {_text(value)} is no whole number from {least:,} to {most:,}")
+        return value
+
+    return check
+
+
+def _whole_or_none(name: str, value: object) -> int | None:
+    return None if value is None else _whole(1, 2**63 - 1)(name, value)
+
+
+def _seconds(name: str, value: object) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ConfigError(f"{name}: {_text(value)} is neither a number of seconds nor a timedelta")
+    if math.isnan(seconds) or seconds < 0:
+        raise ConfigError(f"{name}: {_text(value)} is no duration: 0 seconds or more are needed")
+    if seconds > _MAX_SECONDS:
+        raise ConfigError(
+            f"{name}: {_text(value)} seconds are more than an hour. Milliseconds? Then write {seconds / 1000:g}"
+        )
+    return float(seconds)
+
+
+def _synchronous(name: str, value: object) -> str:
+    if not isinstance(value, str) or value.upper() not in SYNCHRONOUS:
+        raise ConfigError(f"{name}: {_text(value)} is none of {', '.join(SYNCHRONOUS)}")
+    return value.upper()
+
+
+def _clock(name: str, value: object) -> Callable[[], float]:
+    if not callable(value):
+        raise ConfigError(f"{name}: {_text(value)} cannot be called; a function that gives seconds since 1970 is needed")
+    return value
+
+
+_CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
+    "migrate": _bool,
+    "wal_mode": _bool,
+    "synchronous": _synchronous,
+    "busy_timeout": _seconds,
+    "max_readers": _whole(1, 1000),
+    "prepare_cache_size": _whole(0, 10_000),
+    "max_value_bytes": _whole(1, 1_000_000_000),
+    "read_only": _bool,
+    "debug": _bool,
+    "clock": _clock,
+    "capacity": _whole_or_none,
+}
+
+
+def _nearest(name: object, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _text(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"

@@ -1,0 +1,97 @@
+"""`Scan`: a walk through a namespace in key order, in bounded memory, on one state of the store.
+
+Called by the verb of that name and by the views of a namespace.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+
+from mycelia_storage.entries import Entry, entry_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.keys import KeyRange
+
+T = TypeVar("T")
+
+
+class Scan(Generic[T]):
+    """An iterator over entries, and a context manager that ends it.
+
+    It ends when it is exhausted, closed, or collected; until then it holds a connection of its own. For one thread at
+    a time.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[], Primitives],
+        end: Callable[[], object],
+        namespace: str,
+        span: KeyRange,
+        now: int,
+        batch_size: int,
+    ) -> None:
+        self._rows = rows
+        self._namespace = namespace
+        self._span = span
+        self._now = now
+        self._batch_size = batch_size
+        self._convert: Callable[[Entry[Any]], Entry[T]] | None = None
+        self._batch: list[Entry[T]] = []
+        self._is_last = False
+        self._end = weakref.finalize(self, end)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Entry[T]:
+        if not self._batch:
+            self._fetch()
+        return self._batch.pop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def converted(self, convert: Callable[[Entry[Any]], Entry[T]]) -> Self:
+        """The same scan, whose entries go through a function first; for a view that gives its values a type."""
+        self._convert = convert
+        return self
+
+    def close(self) -> None:
+        """End the scan and give back what it held. A closed scan is exhausted."""
+        self._batch = []
+        self._is_last = True
+        self._end()
+
+    def _fetch(self) -> None:
+        if self._is_last:
+            self.close()
+            raise StopIteration
+        try:
+            found = self._rows().page(self._namespace, self._span, self._now, limit=self._batch_size)
+            entries = [entry_of(self._namespace, row) for row in reversed(found)]
+            if self._convert is not None:
+                self._batch = [self._convert(entry) for entry in entries]
+            else:
+                self._batch = cast("list[Entry[T]]", entries)
+        except BaseException:
+            self.close()
+            raise
+        self._is_last = len(found) < self._batch_size
+        if not found:
+            self.close()
+            raise StopIteration
+        # No key holds U+0000, so this is the very next place behind the last key.
+        self._span = self._span._replace(low=found[-1].key + "\0")
+        if self._is_last:
+            self._end()

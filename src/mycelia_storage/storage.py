@@ -1,0 +1,299 @@
+"""`Storage`, an open store: the verbs on data, each as a transaction of its own, and those on the store itself.
+
+Called by users; `open_storage` makes one. The verbs stand in `verbs.py` and `finding.py`, and reach the engine through
+the few methods at the end of the class.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+
+from mycelia_storage.arguments import check_duration, check_whole
+from mycelia_storage.codec import problem_of_text
+from mycelia_storage.engines.memory import MemoryEngine
+from mycelia_storage.entries import CheckReport, Status
+from mycelia_storage.errors import (
+    StorageBusyError,
+    StorageClosedError,
+    StorageCorruptError,
+    StorageError,
+    StorageReadOnlyError,
+    TransactionConflictError,
+)
+from mycelia_storage.keys import KeyRange, check_key
+from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
+from mycelia_storage.transaction import Home, Transaction
+from mycelia_storage.verbs import Verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from os import PathLike
+    from types import TracebackType
+
+    from mycelia_storage.engines.engine import Engine, Isolation, Primitives, Row, Snapshot
+
+R = TypeVar("R")
+
+MAX_SCANS: Final = 16
+_CHECKED_AT_ONCE: Final = 500
+_PURGED_AT_ONCE: Final = 1000
+_SHOWN_PROBLEMS: Final = 50
+_LONGEST_PAUSE: Final = 0.25
+
+
+def open_storage(
+    target: str | PathLike[str] | Mapping[str, Any] = DEFAULT_TARGET, /, **options: Unpack[StorageOptions]
+) -> Storage:
+    """Open a store, or make it.
+
+    `target`: a path; `sqlite:///relative.db` or `sqlite:////absolute.db`; `memory:` for a new store in memory; or a
+    mapping `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
+
+    Raises ConfigError for a bad target or option, NotAStorageFileError for a file of somebody else and
+    SchemaVersionError for one of another version (both leave it as it is), StorageBusyError, StorageIOError.
+
+    >>> with open_storage("memory:") as store:
+    ...     store.set("greeting", {"text": "hello"}) > 0
+    True
+    """
+    read = read_options(target, options)
+    return Storage(_open_engine(read), read)
+
+
+def _open_engine(options: Options) -> Engine:
+    if options.backend == "memory":
+        return MemoryEngine(options)
+    # Not at the top: a store in memory needs no SQLite driver.
+    from mycelia_storage.engines.sqlite import SQLiteEngine
+
+    return SQLiteEngine(options)
+
+
+class Storage(Verbs):
+    """An open store, for any number of threads. Close it, or use it as a context manager.
+
+    Every verb is a transaction of its own: when it returns, its change is there for everybody and survives the end of
+    this process; when it raises, nothing was changed.
+    """
+
+    def __init__(self, engine: Engine, options: Options) -> None:
+        """Users call `open_storage`."""
+        self._engine = engine
+        self._auto = engine.auto
+        self._home = Home(engine, options)
+        self._inside = self._home.inside
+        self._clock = options.clock
+        self._max_value_bytes = options.max_value_bytes
+        self._is_read_only = options.read_only
+        self._scan_slots = deque(range(MAX_SCANS))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._home.is_closed else "open"
+        return f"<Storage {self._engine.backend} {state}>"
+
+    # ---- together
+
+    def transaction(
+        self,
+        *,
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+        wait: float | None = None,
+    ) -> AbstractContextManager[Transaction]:
+        """Several verbs as one step, in a with block that gives a `Transaction` with the same verbs.
+
+        Leaving the block commits, an exception rolls back. A writing transaction has the write lock from its start,
+        so what it has read stays true; it waits for the lock `wait` seconds at most (default: `busy_timeout`), then
+        StorageBusyError. `read_only=True` reads one state and hinders nobody. `isolation` is the least isolation
+        wanted; SQLite and memory are always serializable. Inside the block, use the transaction and not the store.
+        """
+        return Transaction(self._home, read_only=read_only, isolation=isolation, durable=durable, wait=wait)
+
+    def run_transaction(
+        self,
+        function: Callable[[Transaction], R],
+        *,
+        attempts: int = 50,
+        deadline: float = 30.0,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+    ) -> R:
+        """Call `function` with a transaction and commit; after a conflict or a busy lock, again.
+
+        It is tried `attempts` times at most and not begun again after `deadline` seconds; then the last error is
+        raised. Any other error is raised at once. The function may run several times, so what it does besides has to
+        bear that.
+        """
+        check_whole("attempts", attempts, least=1)
+        last = time.monotonic() + check_duration("deadline", deadline)
+        for attempt in range(1, attempts + 1):
+            try:
+                with self.transaction(isolation=isolation, durable=durable) as tx:
+                    return function(tx)
+            except (TransactionConflictError, StorageBusyError):
+                pause = random.uniform(0, min(_LONGEST_PAUSE, 0.001 * 2 ** min(attempt, 16)))
+                if attempt == attempts or time.monotonic() + pause >= last:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    # ---- the store
+
+    def get_status(self) -> Status:
+        """What the store is and how full, without a visit to every entry's value."""
+        rows = self._reading()
+        namespaces = len(rows.namespaces())
+        status = self._engine.status()
+        return Status(
+            self._engine.backend,
+            status.target,
+            status.schema_version,
+            rows.count(None, self._now()),
+            namespaces,
+            status.size_bytes,
+            status.details,
+        )
+
+    def check(self) -> CheckReport:
+        """Look at everything: the engine's structures, and every entry by the rules for keys and values.
+
+        Raises StorageCorruptError that lists what is wrong. Takes as long as reading the whole store.
+        """
+        started = time.perf_counter()
+        problems = [*self._engine_problems()]
+        entries = namespaces = 0
+        snapshot = self._home.engine().snapshot()
+        try:
+            for row in snapshot.namespaces():
+                namespaces += 1
+                for found in _every_row(snapshot, row.name):
+                    entries += 1
+                    problem = _problem_of(found)
+                    if problem is not None:
+                        problems.append(f"{found.key!r} in namespace {row.name!r}: {problem}")
+        finally:
+            snapshot.rollback()
+        if problems:
+            more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+            message = f"{len(problems)} problems: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}"
+            raise StorageCorruptError(message)
+        return CheckReport(self._engine.backend, entries, namespaces, time.perf_counter() - started)
+
+    def _engine_problems(self) -> list[str]:
+        self._reading()
+        try:
+            return self._engine.check()
+        except StorageCorruptError as error:
+            return [str(error)]
+
+    def optimize(self) -> None:
+        """Remove what has expired, and let the engine do its upkeep. Safe at any time, worth a call now and then."""
+        while self._writing().purge(self._now(), _PURGED_AT_ONCE) == _PURGED_AT_ONCE:
+            pass
+        self._engine.optimize()
+
+    def migrate(self, *, to: int | None = None) -> None:
+        """Bring the schema to version `to`, None meaning the newest, in one transaction.
+
+        Version 1 is what the original JavaScript adapter reads. Going down to it raises SchemaVersionError while an
+        entry has an expiry, naming it; nothing is changed then. Afterwards this store only takes `migrate` and `close`.
+        """
+        self._writing()
+        if to is not None:
+            check_whole("to", to, least=0)
+        self._engine.migrate(to)
+
+    def close(self) -> None:
+        """Release everything. Open transactions are rolled back; a second close does nothing."""
+        self._home.is_closed = True
+        self._engine.close()
+
+    # ---- what the verbs run on
+
+    def _reading(self) -> Primitives:
+        if self._inside:
+            self._home.refuse_inside()
+        return self._auto
+
+    def _writing(self) -> Primitives:
+        if self._inside:
+            self._home.refuse_inside()
+        if self._is_read_only:
+            raise StorageReadOnlyError("the store was opened with read_only=True")
+        return self._auto
+
+    def _now(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
+        self._writing()
+        session = self._engine.begin(durable=bool(durable), wait=None)
+        who = self._home.enter()
+        try:
+            result = step(session, self._now())
+            session.commit()
+        finally:
+            self._home.leave(who)
+            session.rollback()
+        return result
+
+    def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
+        engine = self._home.engine()
+        try:
+            slot = self._scan_slots.pop()
+        except IndexError:
+            raise StorageBusyError(f"{MAX_SCANS} scans are open: close or exhaust some") from None
+        try:
+            snapshot = engine.snapshot()
+        except BaseException:
+            self._scan_slots.append(slot)
+            raise
+
+        def rows() -> Primitives:
+            if self._home.is_closed:
+                raise StorageClosedError("the store is closed")
+            return snapshot
+
+        def end() -> None:
+            # Called by the garbage collector too, at any point of any thread: so no lock.
+            self._scan_slots.append(slot)
+            snapshot.rollback()
+
+        return rows, end, self._now()
+
+
+def _every_row(snapshot: Snapshot, namespace: str) -> Iterator[Row]:
+    span = KeyRange()
+    while True:
+        # A time before all expiries: what has expired, but is still there, is looked at too.
+        rows = snapshot.page(namespace, span, -1000, limit=_CHECKED_AT_ONCE)
+        yield from rows
+        if len(rows) < _CHECKED_AT_ONCE:
+            return
+        span = span._replace(low=rows[-1].key + "\0")
+
+
+def _problem_of(row: Row) -> str | None:
+    """What breaks the rules for keys and values in a stored row, if anything."""
+    try:
+        check_key(row.key)
+    except StorageError as error:
+        return str(error)
+    problem = problem_of_text(row.value)
+    if problem is not None:
+        return f"its value: {problem}"
+    problem = None if row.metadata is None else problem_of_text(row.metadata, is_object=True)
+    return None if problem is None else f"its metadata: {problem}"

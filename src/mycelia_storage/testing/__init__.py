@@ -1,0 +1,102 @@
+"""The public contract suite: what every engine has to do, as pytest classes. Needs pytest.
+
+Run by this project's tests on its own engines, and by whoever writes another engine or wraps a store:
+
+    from pathlib import Path
+    from typing import Unpack
+
+    from mycelia_storage import Storage, StorageOptions, open_storage
+    from mycelia_storage.testing import StorageContract
+
+    class TestMyStore(StorageContract):
+        persistent = True      # what was stored is there when the same directory is opened again
+        snapshots = True       # a scan sees one moment
+
+        def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
+            return open_storage(directory / "my.db", **options)
+
+`open_store` is called with a fresh directory for each test, and with the options that the test needs: a `clock`
+that stands still above all. It has to pass them on. An engine that has no part of the contract (no transactions,
+say) takes the parts that it has one by one, as the bases of its test class, in place of `StorageContract`.
+
+pytest shows what differs in a failed assert only in modules that it has rewritten. Importing this package takes care
+of that for the suite; a module of your own with asserts, imported by your tests, needs a
+`pytest.register_assert_rewrite("its.name")` in your `conftest.py`, before it is imported.
+"""
+
+from __future__ import annotations
+
+from mycelia_storage.testing import _rewrite as _rewrite
+from mycelia_storage.testing.bad_values import BAD_VALUES, BadValue
+from mycelia_storage.testing.base import ContractBase, in_another_thread
+from mycelia_storage.testing.changing import ChangingContract
+from mycelia_storage.testing.clock import FakeClock
+from mycelia_storage.testing.compare import difference
+from mycelia_storage.testing.finding import ListKeysContract, ScanContract
+from mycelia_storage.testing.many import LoadContract, ManyContract
+from mycelia_storage.testing.mapping import NamespaceViewContract
+from mycelia_storage.testing.namespaces import NamespacesContract
+from mycelia_storage.testing.one_entry import OneEntryContract
+from mycelia_storage.testing.store import ErrorsContract, StoreContract
+from mycelia_storage.testing.transactions import (
+    NestedTransactionContract,
+    ReadOnlyTransactionContract,
+    RunTransactionContract,
+    TransactionContract,
+)
+from mycelia_storage.testing.typed import TypedViewContract
+from mycelia_storage.testing.values import KeysContract, ValuesContract
+from mycelia_storage.testing.versions import ExpiryContract, VersionsContract
+
+__all__ = [
+    "BAD_VALUES",
+    "BadValue",
+    "ChangingContract",
+    "ContractBase",
+    "ErrorsContract",
+    "ExpiryContract",
+    "FakeClock",
+    "KeysContract",
+    "ListKeysContract",
+    "LoadContract",
+    "ManyContract",
+    "NamespaceViewContract",
+    "NamespacesContract",
+    "NestedTransactionContract",
+    "OneEntryContract",
+    "ReadOnlyTransactionContract",
+    "RunTransactionContract",
+    "ScanContract",
+    "StorageContract",
+    "StoreContract",
+    "TransactionContract",
+    "TypedViewContract",
+    "ValuesContract",
+    "VersionsContract",
+    "difference",
+    "in_another_thread",
+]
+
+
+class StorageContract(
+    OneEntryContract,
+    ChangingContract,
+    VersionsContract,
+    ExpiryContract,
+    ManyContract,
+    LoadContract,
+    ListKeysContract,
+    ScanContract,
+    NamespacesContract,
+    NamespaceViewContract,
+    TypedViewContract,
+    TransactionContract,
+    ReadOnlyTransactionContract,
+    NestedTransactionContract,
+    RunTransactionContract,
+    ValuesContract,
+    KeysContract,
+    StoreContract,
+    ErrorsContract,
+):
+    """The whole contract. A subclass says how a store is opened; see the package's docstring."""

@@ -1,0 +1,26 @@
+"""Lets pytest rewrite the asserts of the suite, so that a failure tells what differs.
+
+Imported by `mycelia_storage.testing` before any part of the suite: pytest rewrites only what is not yet imported.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+PARTS: Final = (
+    "changing",
+    "finding",
+    "many",
+    "mapping",
+    "namespaces",
+    "one_entry",
+    "store",
+    "transactions",
+    "typed",
+    "values",
+    "versions",
+)
+
+pytest.register_assert_rewrite(*(f"mycelia_storage.testing.{part}" for part in PARTS))

@@ -1,0 +1,240 @@
+"""Transactions: every verb as part of one step that commits as a whole or not at all.
+
+Called by `Storage.transaction` and `Storage.run_transaction`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, get_args, overload
+
+from mycelia_storage.arguments import check_duration
+from mycelia_storage.engines.engine import Isolation
+from mycelia_storage.errors import InvalidValueError, StorageClosedError, StorageReadOnlyError, TransactionError
+from mycelia_storage.namespace import Namespace
+from mycelia_storage.verbs import Verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from typing_extensions import TypeForm
+
+    from mycelia_storage.engines.engine import Engine, Primitives, Session
+    from mycelia_storage.options import Options
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ISOLATIONS = get_args(Isolation)
+Caller: TypeAlias = tuple[int, int]
+
+
+class Home:
+    """What a store shares with its transactions: the engine, the options, and who is inside a write transaction."""
+
+    def __init__(self, engine: Engine, options: Options) -> None:
+        self._engine = engine
+        self._clock = options.clock
+        self.max_value_bytes = options.max_value_bytes
+        self.read_only = options.read_only
+        self.inside: dict[Caller, int] = {}
+        self.is_closed = False
+
+    def engine(self) -> Engine:
+        """The engine, for a caller who may use the store now."""
+        if self.inside:
+            self.refuse_inside()
+        if self.is_closed:
+            raise StorageClosedError("the store is closed")
+        return self._engine
+
+    def now(self) -> int:
+        """The time in µs since 1970, by the store's clock."""
+        return int(self._clock() * 1_000_000)
+
+    def enter(self) -> Caller:
+        """Note that the calling thread or task is inside a write transaction."""
+        who = _caller()
+        self.inside[who] = self.inside.get(who, 0) + 1
+        return who
+
+    def leave(self, who: Caller) -> None:
+        """Note that it no longer is."""
+        self.inside.pop(who, None)
+
+    def refuse_inside(self) -> None:
+        """Raise TransactionError where the caller is inside a write transaction."""
+        if _caller() in self.inside:
+            raise TransactionError(
+                "this thread is inside a write transaction of this store, where the store itself would wait for it or "
+                "read what is old: use the transaction (tx) that the with block gave"
+            )
+
+
+class Transaction(Verbs):
+    """A context manager: leaving the block commits, an exception rolls back.
+
+    Within it every verb reads one state of the store and its own writes, which nobody else sees before the commit.
+    After an error of the engine (a full disk, say) it has ended, and nothing of it is kept.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+        wait: float | None = None,
+        outer: Transaction | None = None,
+    ) -> None:
+        if isolation is not None and isolation not in ISOLATIONS:
+            raise InvalidValueError(f"isolation: {isolation!r} is none of {', '.join(map(repr, ISOLATIONS))}")
+        self._home = home
+        self._max_value_bytes = home.max_value_bytes
+        self._is_read_only = read_only or home.read_only
+        self._isolation: Isolation | None = isolation
+        self._durable = bool(durable)
+        self._wait = None if wait is None else check_duration("wait", wait)
+        self._outer = outer
+        self._session: Session | None = None
+        self._savepoint = 0
+        self._caller: Caller | None = None
+        self._time = 0
+        self._was_entered = False
+
+    def __enter__(self) -> Self:
+        if self._was_entered:
+            raise TransactionError("a transaction is entered once: call transaction() again for another")
+        self._was_entered = True
+        if self._outer is not None:
+            self._session = self._outer._open_session()
+            self._time = self._outer._time
+            self._savepoint = 0 if self._is_read_only else self._session.savepoint()
+        else:
+            self._session = self._home.engine().begin(
+                read_only=self._is_read_only, isolation=self._isolation, durable=self._durable, wait=self._wait
+            )
+            self._time = self._home.now()
+            if not self._is_read_only:
+                self._caller = self._home.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is None:  # ended by rollback()
+            return
+        if error is not None:
+            self.rollback()
+            return
+        session = self._open_session()
+        try:
+            if self._outer is None:
+                session.commit()
+            elif self._savepoint:
+                session.release(self._savepoint)
+        finally:
+            self._finish()
+
+    def rollback(self) -> None:
+        """Undo everything and end the transaction; the block may be left as usual then."""
+        session = self._session
+        if session is None:
+            raise TransactionError(self._why_ended())
+        try:
+            if self._outer is None:
+                session.rollback()
+            elif self._savepoint and self._outer._is_open():
+                session.rollback_to(self._savepoint)
+        finally:
+            self._finish()
+
+    def transaction(
+        self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool | None = None
+    ) -> AbstractContextManager[Transaction]:
+        """A transaction within this one, undone alone when it fails (a savepoint)."""
+        if durable:
+            raise TransactionError("durable is given to the outermost transaction, which is what commits")
+        self._open_session()
+        read_only = read_only or self._is_read_only
+        return Transaction(self._home, read_only=read_only, isolation=isolation, outer=self)
+
+    @overload
+    def namespace(self, name: str) -> Namespace[Any]: ...
+    @overload
+    def namespace(self, name: Namespace[T]) -> Namespace[T]: ...
+    @overload
+    def namespace(self, name: str, type: TypeForm[T]) -> Namespace[T]: ...
+    def namespace(self, name: Any, type: Any = Any) -> Namespace[Any]:
+        """A view of one namespace that belongs to this transaction, by name or from a view of the store."""
+        if isinstance(name, Namespace):
+            return name.within(self)
+        return super().namespace(name, type)
+
+    # ---- what the verbs run on
+
+    def _is_open(self) -> bool:
+        return self._session is not None and (self._outer is None or self._outer._is_open())
+
+    def _open_session(self) -> Session:
+        session = self._session
+        if session is None:
+            raise TransactionError(self._why_ended())
+        if self._home.is_closed:
+            raise StorageClosedError("the store is closed")
+        if self._outer is not None:
+            self._outer._open_session()
+        return session
+
+    def _reading(self) -> Primitives:
+        return self._open_session()
+
+    def _writing(self) -> Primitives:
+        if self._is_read_only:
+            self._open_session()
+            raise StorageReadOnlyError("this transaction is read-only")
+        return self._open_session()
+
+    def _now(self) -> int:
+        return self._time
+
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
+        rows = self._writing()
+        if durable:
+            raise TransactionError("durable is given to transaction(), whose commit makes everything durable at once")
+        return step(rows, self._time)
+
+    def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
+        self._open_session()
+        return self._reading, _nothing, self._time
+
+    def _finish(self) -> None:
+        self._session = None
+        if self._caller is not None:
+            self._home.leave(self._caller)
+            self._caller = None
+
+    def _why_ended(self) -> str:
+        if self._was_entered:
+            return "the transaction has ended"
+        return "the transaction has not begun: use it in a with block"
+
+
+def _caller() -> Caller:
+    """Who is calling: the thread, and within an event loop the task."""
+    task: object = None
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            pass
+    return threading.get_ident(), id(task) if task is not None else 0
+
+
+def _nothing() -> None:
+    """A scan inside a transaction holds nothing of its own."""

@@ -1,0 +1,92 @@
+"""Fixtures of every test: a store on each engine, and a guard against threads and file descriptors left behind.
+
+Hypothesis has two profiles. `short` is what every run takes: few examples, the same ones each time, so that a
+failure is a change in the code and not luck. `long` looks for what is not known yet; it takes minutes:
+
+    pytest --hypothesis-profile=long tests/test_stateful.py tests/test_values.py
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mycelia_storage import open_storage
+from mycelia_storage.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mycelia_storage import Storage
+
+# A shared machine stalls now and then: a deadline for one example would fail for reasons that are not the code's.
+settings.register_profile("short", deadline=None, derandomize=True, max_examples=100, print_blob=True)
+settings.register_profile(
+    "long", deadline=None, max_examples=3000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("short")
+
+_DESCRIPTORS = Path("/proc/self/fd")
+_PATIENCE_SECONDS = 2.0
+
+
+def _open_files() -> set[tuple[int, str]]:
+    """Every open descriptor with what it points at; nothing on systems that do not tell."""
+    if not _DESCRIPTORS.is_dir():
+        return set()
+    found: set[tuple[int, str]] = set()
+    for name in os.listdir(_DESCRIPTORS):
+        try:
+            found.add((int(name), os.readlink(_DESCRIPTORS / name)))
+        except OSError:  # the descriptor that was listing them
+            continue
+    return found
+
+
+def _left_behind(threads: set[threading.Thread], files: set[tuple[int, str]]) -> list[str]:
+    left = [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
+    return left + [f"file descriptor {number}: {target}" for number, target in sorted(_open_files() - files)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test after which a thread still runs or a file is still open."""
+    threads, files = set(threading.enumerate()), _open_files()
+    yield
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while left := _left_behind(threads, files):
+        gc.collect()
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {', '.join(left)}", pytrace=False)
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def memory_store(clock: FakeClock) -> Iterator[Storage]:
+    with open_storage("memory:", clock=clock) as store:
+        yield store
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path, clock: FakeClock) -> Iterator[Storage]:
+    with open_storage(tmp_path / "store.db", clock=clock) as store:
+        yield store
+
+
+@pytest.fixture(params=["memory_store", "sqlite_store"])
+def any_store(request: pytest.FixtureRequest) -> Storage:
+    """The same test on every engine."""
+    store: Storage = request.getfixturevalue(request.param)
+    return store

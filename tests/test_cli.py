@@ -1,0 +1,432 @@
+"""The command line through its real entry points: every verb but import, every exit code, pipes and terminals.
+
+A child process is what a user runs, so nearly everything here is one; `test_cli_import.py` has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mycelia_storage import open_storage
+from mycelia_storage.cli import main
+
+PROGRAM = [sys.executable, "-m", "mycelia_storage.cli"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs the command on one store, as a shell would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "store.db"
+
+    def __call__(self, *arguments: str | bytes, stdin: bytes = b"", **environment: str) -> Result:
+        done = subprocess.run(
+            [*PROGRAM, *arguments],
+            input=stdin,
+            capture_output=True,
+            timeout=60,
+            cwd=self.folder,
+            env={**os.environ, "MYCELIA_STORAGE": str(self.path), **environment},
+        )
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    def on_terminal(self, *arguments: str) -> tuple[int, str]:
+        """The exit code and everything that reached a terminal, from both outputs."""
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [*PROGRAM, *arguments],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            cwd=self.folder,
+            env={**os.environ, "MYCELIA_STORAGE": str(self.path), "TERM": "xterm-256color", "COLUMNS": "200"},
+        )
+        os.close(follower)
+        seen = bytearray()
+        while True:
+            try:
+                data = os.read(leader, 65536)
+            except OSError:  # how Linux says that nobody has the other end open
+                break
+            if not data:
+                break
+            seen += data
+        os.close(leader)
+        return process.wait(60), seen.decode()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def one_line(result: Result) -> str:
+    """The error, which has to be one line and no traceback."""
+    assert result.err.startswith("mycelia-storage: ")
+    assert result.err.count("\n") == 1
+    assert result.err.endswith("\n")
+    assert "Traceback" not in result.err
+    return result.err
+
+
+# ---- get and set
+
+
+def test_what_is_set_is_got(shell: Shell) -> None:
+    done = shell("set", "user:1", '{"b": [1, 2.0], "a": "Zürich"}', "--json")
+    assert (done.code, done.err) == (0, "")
+    assert done.json["key"] == "user:1"
+    with open_storage(shell.path) as store:
+        assert done.json["version"] == store.get_entry("user:1").version
+    got = shell("get", "user:1")
+    assert (got.code, got.out, got.err) == (0, '{"b":[1,2.0],"a":"Zürich"}\n'.encode(), "")
+
+
+def test_text_is_kept_as_it_is(shell: Shell) -> None:
+    assert shell("set", "k", "[1, 2]").code == 0
+    assert shell("get", "k").out == b'"[1, 2]"\n'
+    assert shell("get", "k", "--raw").out == b"[1, 2]"
+    assert shell("set", "k", "-", stdin=b"line\n\x1b[31mred\n").code == 0
+    assert shell("get", "k", "--raw").out == b"line\n\x1b[31mred\n"
+
+
+def test_raw_prints_what_is_no_text_as_json(shell: Shell) -> None:
+    shell("set", "k", "[1,2]", "--json")
+    assert shell("get", "k", "--raw").out == b"[1,2]\n"
+
+
+def test_set_with_metadata_ttl_and_namespace(shell: Shell) -> None:
+    done = shell("set", "k", "v", "-n", "other", "--ttl", "3600", "--metadata", '{"source": "mail"}')
+    assert done.code == 0
+    entry = shell("get", "k", "--namespace", "other", "--entry").json
+    assert entry["value"] == "v"
+    assert entry["metadata"] == {"source": "mail"}
+    assert entry["namespace"] == "other"
+    with open_storage(shell.path) as store:
+        stored = store.get_entry("k", namespace="other")
+        assert stored.expires_at is not None
+        assert entry["version"] == stored.version
+    assert shell("get", "k").code == 1
+
+
+def test_numbers_come_back_to_the_bit(shell: Shell) -> None:
+    numbers = "[9223372036854775807,-9223372036854775808,-0.0,1e308,5e-324,0.1,1.0]"
+    shell("set", "k", numbers, "--json")
+    got = shell("get", "k").json
+    assert [repr(number) for number in got] == [repr(number) for number in json.loads(numbers)]
+
+
+# ---- delete
+
+
+def test_delete_names_what_was_not_there(shell: Shell) -> None:
+    shell("set", "a", "1")
+    shell("set", "b", "2")
+    done = shell("delete", "a", "missing", "b", "a")
+    assert (done.code, done.json) == (1, {"deleted": 2})
+    assert "'missing'" in one_line(done)
+    assert shell("list").out == b""
+    assert shell("delete", "a").code == 1
+
+
+def test_delete_by_prefix_only_with_yes(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.set_many({f"log:{number:05}": number for number in range(12_000)})
+        store.set("other", 1)
+    refused = shell("delete", "--prefix", "log:")
+    assert refused.code == 2
+    assert "12,000" in one_line(refused)
+    done = shell("delete", "--prefix", "log:", "--yes")
+    assert (done.code, done.json, done.err) == (0, {"deleted": 12_000}, "")
+    assert shell("list").out == b"other\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--yes"], ["a", "--prefix", "b"], ["--prefix", "", "--yes"]])
+def test_delete_wants_to_know_what(shell: Shell, arguments: list[str]) -> None:
+    shell("set", "a", "1")
+    done = shell("delete", *arguments)
+    assert done.code == 2
+    one_line(done)
+    assert shell("list").out == b"a\n"
+
+
+# ---- list, namespaces, status, check
+
+
+def test_list_chooses(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.set_many({f"k{number:05}": None for number in range(20_500)})
+        store.set_many({"x": 1, "a*b": 1, "é\n": 1})
+    assert shell("list").out.count(b"\n") == 20_504  # one key holds a line end
+    assert shell("list", "-0").out.count(b"\0") == 20_503
+    assert shell("list", "--prefix", "k", "--limit", "20001", "--offset", "1").out.split()[-1] == b"k20001"
+    assert shell("list", "--reverse", "--prefix", "k", "--limit", "10002").out.split()[-1] == b"k10498"
+    assert shell("list", "--pattern", "k*0499").out == b"k00499\nk10499\nk20499\n"
+    assert shell("list", "--pattern", r"a\*b").out == b"a*b\n"
+    assert shell("list", "--start-after", "k20498", "--prefix", "k").out == b"k20499\n"
+    assert shell("list", "--limit", "0").out == b""
+    assert shell("list", "-n", "nobody").out == b""
+
+
+def test_namespaces_status_and_check(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.create_namespace("empty", metadata={"note": "nothing"})
+        store.set_many({"a": 1, "b": 2}, namespace="cities")
+    rows = [json.loads(line) for line in shell("namespaces").out.splitlines()]
+    assert [(row["name"], row["entries"]) for row in rows] == [("cities", 2), ("default", 0), ("empty", 0)]
+    assert rows[2]["metadata"] == {"note": "nothing"}
+    assert len(shell("namespaces", "--prefix", "c").out.splitlines()) == 1
+    status = shell("status").json
+    assert status["backend"] == "sqlite"
+    assert status["entries"] == 2
+    checked = shell("check")
+    assert checked.code == 0
+    assert checked.json["entries"] == 2
+
+
+# ---- exit codes and errors
+
+
+def test_a_missing_key_is_1(shell: Shell) -> None:
+    shell("set", "a", "1")
+    done = shell("get", "b")
+    assert (done.code, done.out) == (1, b"")
+    one_line(done)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get"],
+        ["get", "a", "b"],
+        ["gett", "a"],
+        ["get", "a", "--nonsense"],
+        ["get", ""],
+        ["get", "k" * 1025],
+        ["get", b"\xff"],
+        ["get", "a", "-n", "bad*name"],
+        ["get", "a", "--raw", "--entry"],
+        ["list", "--limit", "-1"],
+        ["list", "--limit", "many"],
+        ["set", "a", "{secret", "--json"],
+        ["set", "a", '{"secret": NaN}', "--json"],
+        ["set", "a", '"\\ud800secret"', "--json"],
+        ["set", "a", "18446744073709551616", "--json"],
+        ["set", "a", b"secret\xff"],
+        ["set", "a", "secret", "--ttl", "0"],
+        ["set", "a", "secret", "--ttl", "nan"],
+        ["set", "a", "secret", "--metadata", "[]"],
+        ["set", "a", "secret", "--metadata", "{secret"],
+        ["import", "missing.jsonl"],
+        ["import", "."],
+        ["import", "x", "--format", "xml"],
+        ["export", "--all", "-n", "other"],
+        ["export", "-o", "missing/folder.jsonl"],
+        ["export", "-o", "/dev/null"],
+        ["export", "-o", "store.db"],
+        ["export", "-o", "store.db-wal"],
+    ],
+)
+def test_wrong_use_is_2_and_shows_no_value(shell: Shell, arguments: list[str | bytes]) -> None:
+    with open_storage(shell.path) as store:
+        store.set("a", 1)
+    done = shell(*arguments)
+    assert (done.code, done.out) == (2, b"")
+    assert "secret" not in one_line(done)
+    with open_storage(shell.path) as store:
+        assert store.get("a") == 1
+    assert sorted(os.listdir(shell.folder)) in (["store.db"], ["store.db", "store.db-shm", "store.db-wal"])
+
+
+@pytest.mark.parametrize("target", ["", "redis://there", "sqlite://here", "nul\x01/../"])
+def test_a_bad_target_is_2(shell: Shell, target: str) -> None:
+    done = shell("--store", target, "list")
+    assert done.code == 2
+    one_line(done)
+
+
+def test_no_target_is_2(shell: Shell) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "list"],
+        capture_output=True,
+        env={name: value for name, value in os.environ.items() if name != "MYCELIA_STORAGE"},
+    )
+    assert done.returncode == 2
+    assert b"--store" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("verb", [["get", "a"], ["list"], ["delete", "a"], ["namespaces"], ["status"], ["check"], ["export"]])
+def test_no_store_is_3_and_none_is_made(shell: Shell, verb: list[str]) -> None:
+    done = shell(*verb)
+    assert done.code == 3
+    assert "store.db" in one_line(done)
+    assert os.listdir(shell.folder) == []
+
+
+def test_a_file_of_somebody_else_is_3(shell: Shell) -> None:
+    shell.path.write_bytes(b"my diary, long before this program " * 100)
+    for verb in (["list"], ["set", "a", "1"], ["import", "-", "--format", "jsonl"]):
+        done = shell(*verb)
+        assert done.code == 3
+        one_line(done)
+
+
+def test_a_full_disk_is_3(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.set("a", "x" * 100_000)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, "--store", str(shell.path), "get", "a"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 3
+    assert done.stderr == b"mycelia-storage: No space left on device\n"
+
+
+def test_a_reader_who_left_is_141_and_quiet(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.set_many({f"{number:0100}": None for number in range(20_000)})
+    for verb in ("list", "export"):
+        with subprocess.Popen(
+            [*PROGRAM, "--store", str(shell.path), verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read(10)
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(60) == 141
+
+
+def test_interrupted_is_130(shell: Shell) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "--store", str(shell.path), "import", "-", "--format", "jsonl", "--batch-size", "10"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"1\n" * 25)
+        process.stdin.flush()
+        while not shell.path.exists() or open_and_count(shell.path) < 20:
+            threading.Event().wait(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"mycelia-storage: interrupted (20 entries are stored)\n"
+        assert process.wait(60) == 130
+    assert open_and_count(shell.path) == 20
+
+
+def open_and_count(path: Path) -> int:
+    with open_storage(path) as store:
+        return store.count()
+
+
+# ---- terminals
+
+
+def test_a_terminal_gets_nothing_that_it_would_obey(shell: Shell) -> None:
+    hostile = "\x1b[31mred\x07\x9b0m\u202ekey\r\n\x7f[bold]"
+    with open_storage(shell.path) as store:
+        store.set(hostile, {"\x9bname": "\x1b]0;title\x07 Zürich \u200f"}, metadata={"\x9bm": 1})
+        store.set("text", "\x1b[2J\tcleared\n")
+    for verb in (
+        ["list"],
+        ["list", "-0"],
+        ["get", hostile],
+        ["get", hostile, "--entry"],
+        ["get", "text", "--raw"],
+        ["delete", hostile + "?"],
+        ["namespaces"],
+        ["status"],
+        ["check"],
+        ["set", hostile, "v"],
+    ):
+        _, seen = shell.on_terminal(*verb)
+        for control in ("\x07", "\x9b", "\u202e", "\u200f", "\x7f", "\x1b[31mred", "\x1b[2J", "\x1b]"):
+            assert control not in seen, (verb, seen)
+        assert "Traceback" not in seen
+    _, seen = shell.on_terminal("list")
+    assert "\\u001b[31mred\\u0007\\u009b0m\\u202ekey\\r\\n\\u007f[bold]" in seen
+
+
+def test_a_terminal_shows_documents_indented_and_tables(shell: Shell) -> None:
+    with open_storage(shell.path) as store:
+        store.set("k", {"name": "Zürich", "size": [1, 2]})
+    code, seen = shell.on_terminal("get", "k")
+    assert code == 0
+    assert len(seen.splitlines()) == 7
+    assert "Zürich" in seen
+    code, seen = shell.on_terminal("namespaces")
+    assert code == 0
+    assert seen.split()[:3] == ["namespace", "entries", "created"]
+    assert "entries" in shell.on_terminal("status")[1]
+    assert "nothing wrong with 1 entries" in shell.on_terminal("check")[1]
+    assert "deleted 1 entries" in shell.on_terminal("delete", "k")[1]
+
+
+# ---- entry points
+
+
+def test_the_console_script_is_the_same_function() -> None:
+    (script,) = entry_points(group="console_scripts", name="mycelia-storage")
+    assert script.load() is main
+
+
+def test_main_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = str(tmp_path / "store.db")
+    assert main(["--store", path, "set", "k", "v"]) == 0
+    monkeypatch.setattr(sys, "argv", ["mycelia-storage", "--store", path, "get", "k"])
+    capfdbinary.readouterr()
+    assert main() == 0
+    assert capfdbinary.readouterr().out == b'"v"\n'
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_one_line_says_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in [name for name in sys.modules if name.startswith("mycelia_storage.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["list"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "mycelia-storage[cli]" in error
+
+
+def test_help_tells_the_exit_codes_and_every_verb(shell: Shell) -> None:
+    done = shell("--help")
+    assert done.code == 0
+    text = done.out.decode()
+    for word in ("get", "set", "delete", "list", "import", "export", "namespaces", "status", "check", "Exit codes: 0"):
+        assert word in text
+    assert shell().code == 2
+    assert shell("import", "-h").code == 0
+    version = shell("--version")
+    assert version.code == 0
+    assert version.out.startswith(b"mycelia-storage ")

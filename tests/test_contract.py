@@ -1,0 +1,86 @@
+"""Runs the public contract suite on every engine, and holds the suite itself to what it promises."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+import mycelia_storage.testing
+from mycelia_storage import open_storage
+from mycelia_storage.testing import ContractBase, StorageContract, difference
+from mycelia_storage.testing._rewrite import PARTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Unpack
+
+    from mycelia_storage import Storage
+    from mycelia_storage.options import StorageOptions
+
+
+class TestMemory(StorageContract):
+    persistent: ClassVar[bool] = False
+
+    def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
+        return open_storage("memory:", **options)
+
+
+class TestSQLite(StorageContract):
+    def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
+        return open_storage(directory / "store.db", **options)
+
+
+class TestSQLiteWithoutWal(StorageContract):
+    snapshots: ClassVar[bool] = False
+
+    def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
+        return open_storage(directory / "store.db", wal_mode=False, **options)
+
+
+def test_every_part_of_the_suite_is_rewritten_by_pytest() -> None:
+    modules = [
+        importlib.import_module(f"mycelia_storage.testing.{found.name}")
+        for found in pkgutil.iter_modules(mycelia_storage.testing.__path__)
+    ]
+    with_tests = {
+        module.__name__.rpartition(".")[2]
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if kind.__module__ == module.__name__ and issubclass(kind, ContractBase) and kind is not ContractBase
+    }
+    assert with_tests == set(PARTS)
+    assert all("@pytest_ar" in vars(module) for module in modules if module.__name__.rpartition(".")[2] in PARTS)
+
+
+def test_every_part_of_the_suite_is_in_the_whole() -> None:
+    parts = {kind for kind in ContractBase.__subclasses__() if kind.__module__.startswith("mycelia_storage.testing.")}
+    assert parts == set(StorageContract.__bases__)
+
+
+def test_a_contract_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match="open_store"):
+        StorageContract().open_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (1, True),
+        (1, 1.0),
+        (0.0, -0.0),
+        ([1], (1,)),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": [1, {"b": 0}]}, {"a": [1, {"b": False}]}),
+        ([1], [1, 2]),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        (None, False),
+    ],
+    ids=repr,
+)
+def test_difference_sees_what_equality_does_not(actual: object, expected: object) -> None:
+    assert difference(actual, expected)
+    assert not difference(actual, actual)
