@@ -58,7 +58,9 @@ def expiry(now: int, lasting: int | Keep | None) -> int | None:
         return None
     expires_at = now // 1000 + lasting
     if expires_at > _MAX_TIME_MS:
-        raise InvalidValueError(f"ttl: {lasting / 1000:g} seconds from now are beyond the year 9999; None means that it stays")
+        raise InvalidValueError(
+            f"ttl: {lasting / 1000:g} seconds from now are beyond the year 9999; None means that it stays"
+        )
     return expires_at
 
 

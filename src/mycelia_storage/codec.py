@@ -19,7 +19,7 @@ import marshal
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import orjson
@@ -34,7 +34,8 @@ _EXACT_TYPES: Final = (
     orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 )
 _FAST: Final = _EXACT_TYPES | orjson.OPT_STRICT_INTEGER
-# In marshal's format a float is "g" and eight bytes, little end first; NaN and the infinities have all exponent bits.
+# In marshal's version 2 (later ones mark what is shared) a float is "g" and eight bytes, little end first; NaN and the
+# infinities have all exponent bits.
 _PERHAPS_NOT_FINITE: Final = re.compile(rb"g.{6}[\xf0-\xff][\x7f\xff]", re.DOTALL)
 _LONG_INTEGER: Final = re.compile(r"\d{19}")
 _PLAIN_SEGMENT: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
@@ -63,7 +64,7 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
     Raises InvalidValueError that names the place inside the value, beginning with `what`.
     """
     try:
-        exact = marshal.dumps(value)
+        exact = marshal.dumps(cast("Any", value), 2)
         text = orjson.dumps(value, option=_FAST)
     except (ValueError, TypeError, RecursionError):
         text = _encode_carefully(value, what)

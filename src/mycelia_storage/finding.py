@@ -18,6 +18,7 @@ from mycelia_storage.errors import (
     NamespaceNotFoundError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace, key_range
+from mycelia_storage.namespace import Namespace
 from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
     from mycelia_storage.engines.engine import Primitives
-    from mycelia_storage.namespace import Namespace
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -113,8 +113,6 @@ class Finding:
         With a `type` (a dataclass, TypedDict, msgspec.Struct, …) values are given and taken as that type; a document
         that does not fit it is a ValueTypeError when it is read.
         """
-        from mycelia_storage.namespace import Namespace
-
         return Namespace(self, check_namespace(name), type)  # type: ignore[arg-type]
 
     def create_namespace(

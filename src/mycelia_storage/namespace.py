@@ -16,12 +16,13 @@ from mycelia_storage.arguments import KEEP, MISSING, Keep
 from mycelia_storage.documents import merge_patch
 from mycelia_storage.entries import Entry, LoadReport, NamespaceInfo, Put
 from mycelia_storage.errors import ConfigError, InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
-from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
+    from abc import ABCMeta
     from collections.abc import Callable
     from datetime import timedelta
 
+    from mycelia_storage.scan import Scan
     from mycelia_storage.verbs import Verbs
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class Namespace(Generic[T]):
 
     def update(self, other: Mapping[str, T] | Iterable[tuple[str, T]] = (), /, **more: T) -> None:
         """Write all of these items or none."""
-        pairs = other.items() if isinstance(other, Mapping | Namespace) else other
+        pairs = cast("Mapping[str, T]", other).items() if isinstance(other, Mapping | Namespace) else other
         self.set_many([*pairs, *more.items()])
 
     def clear(self) -> None:
@@ -232,9 +233,7 @@ class Namespace(Generic[T]):
         if not self._is_typed:
             return cast(
                 "T",
-                self._verbs.merge(
-                    key, patch, namespace=self.name, ttl=ttl, if_version=if_version, durable=durable
-                ),
+                self._verbs.merge(key, patch, namespace=self.name, ttl=ttl, if_version=if_version, durable=durable),
             )
         if not isinstance(patch, Mapping):
             raise InvalidValueError(f"patch: {type(patch).__name__} is not a mapping")
@@ -366,9 +365,7 @@ class Namespace(Generic[T]):
     ) -> LoadReport:
         """As `Storage.load`."""
         out = self._give_out_items(items)
-        return self._verbs.load(
-            out, namespace=self.name, batch_size=batch_size, on_error=on_error, progress=progress
-        )
+        return self._verbs.load(out, namespace=self.name, batch_size=batch_size, on_error=on_error, progress=progress)
 
     def list_keys(
         self,
@@ -448,7 +445,7 @@ class Namespace(Generic[T]):
         return map(self._give_out_item, pairs)
 
     def _give_out_item(self, item: object) -> object:
-        """An item with its value as plain JSON, or with its error in the value's place, which the batch then reports."""
+        """An item with its value as plain JSON, or with the value's error in its place, for the batch to report."""
         try:
             if isinstance(item, Put):
                 return msgspec.structs.replace(item, value=self._give_out(item.value))
@@ -461,7 +458,7 @@ class Namespace(Generic[T]):
         return item
 
 
-MutableMapping.register(Namespace)
+cast("ABCMeta", MutableMapping).register(Namespace)
 
 
 class _Keys(KeysView[str]):

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
 
@@ -122,15 +122,15 @@ def _read_target(target: object) -> tuple[Backend, object]:
     scheme = found[1].lower()
     if scheme == "sqlite":
         return "sqlite", _path_of_url(target, target[found.end() :])
-    message = f"target: unknown scheme {scheme + '://'!r}: write a path, 'sqlite:///relative.db', 'sqlite:////absolute.db' or 'memory:'"
-    raise ConfigError(message)
+    known = "a path, 'sqlite:///relative.db', 'sqlite:////absolute.db' or 'memory:'"
+    raise ConfigError(f"target: unknown scheme {scheme + '://'!r}: write {known}")
 
 
 def _path_of_url(url: str, rest: str) -> str:
     """`sqlite:///relative` and `sqlite:////absolute`, percent-decoded as in every URL."""
     if "?" in rest or "#" in rest:
         raise ConfigError(
-            f"target: {url!r} has a query or fragment: give options as keyword arguments, and write '?' in a name as %3F"
+            f"target: {url!r} has a query or fragment: give options as arguments, and write '?' in a name as %3F"
         )
     if not rest.startswith("/") or len(rest) == 1:
         raise ConfigError(f"target: {url!r} names no file: write 'sqlite:///relative.db' or 'sqlite:////absolute.db'")
@@ -174,8 +174,9 @@ def _snake(given: Mapping[Any, Any]) -> dict[str, object]:
         if known in _DURATIONS and name != known:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}: a number of milliseconds is needed, not {_text(value)}")
-            value = value / 1000
-        options[known] = value
+            options[known] = value / 1000
+        else:
+            options[known] = value
     return options
 
 
@@ -255,8 +256,10 @@ def _synchronous(name: str, value: object) -> str:
 
 def _clock(name: str, value: object) -> Callable[[], float]:
     if not callable(value):
-        raise ConfigError(f"{name}: {_text(value)} cannot be called; a function that gives seconds since 1970 is needed")
-    return value
+        raise ConfigError(
+            f"{name}: {_text(value)} cannot be called; a function that gives seconds since 1970 is needed"
+        )
+    return cast("Callable[[], float]", value)
 
 
 _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {

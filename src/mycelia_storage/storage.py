@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from mycelia_storage.arguments import check_duration, check_whole
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.memory import MemoryEngine
+from mycelia_storage.engines.sqlite import SQLiteEngine
 from mycelia_storage.entries import CheckReport, Status
 from mycelia_storage.errors import (
     StorageBusyError,
@@ -67,9 +68,6 @@ def open_storage(
 def _open_engine(options: Options) -> Engine:
     if options.backend == "memory":
         return MemoryEngine(options)
-    # Not at the top: a store in memory needs no SQLite driver.
-    from mycelia_storage.engines.sqlite import SQLiteEngine
-
     return SQLiteEngine(options)
 
 

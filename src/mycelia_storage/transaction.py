@@ -5,6 +5,7 @@ Called by `Storage.transaction` and `Storage.run_transaction`.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, get_args, overload
@@ -166,9 +167,9 @@ class Transaction(Verbs):
     @overload
     def namespace(self, name: str) -> Namespace[Any]: ...
     @overload
-    def namespace(self, name: Namespace[T]) -> Namespace[T]: ...
-    @overload
     def namespace(self, name: str, type: TypeForm[T]) -> Namespace[T]: ...
+    @overload
+    def namespace(self, name: Namespace[T]) -> Namespace[T]: ...
     def namespace(self, name: Any, type: Any = Any) -> Namespace[Any]:
         """A view of one namespace that belongs to this transaction, by name or from a view of the store."""
         if isinstance(name, Namespace):
@@ -229,10 +230,8 @@ def _caller() -> Caller:
     task: object = None
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
-        try:
+        with contextlib.suppress(RuntimeError):  # no event loop runs in this thread
             task = asyncio.current_task()
-        except RuntimeError:
-            pass
     return threading.get_ident(), id(task) if task is not None else 0
 
 

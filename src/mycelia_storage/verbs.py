@@ -15,7 +15,6 @@ Arguments that mean the same everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mycelia_storage.arguments import KEEP, MISSING, Keep, check_if_version, check_whole, expiry, ttl_ms
@@ -34,7 +33,7 @@ from mycelia_storage.keys import DEFAULT_NAMESPACE, KeyRange, check_key, check_n
 from mycelia_storage.loading import Loader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
 
     from mycelia_storage.engines.engine import Primitives, PutRow, Row
@@ -181,7 +180,7 @@ class Verbs(Finding):
         if_version: int | None = None,
         durable: bool | None = None,
     ) -> Any:
-        """Change the members of a document that `patch` names, as JSON Merge Patch (RFC 7396) says; gives the new value.
+        """Change the members of a document that `patch` names, by JSON Merge Patch (RFC 7396); gives the new value.
 
         A member that is None in the patch is removed, mappings are merged, everything else is replaced. A missing key,
         or a value that is no object, counts as {}.
@@ -551,11 +550,7 @@ def _live(rows: Primitives, namespace: str, key: str, now: int) -> Row | None:
 
 def _live_keys(rows: Primitives, namespace: str, keys: list[str], now: int) -> list[str]:
     now_ms = now // 1000
-    return [
-        key
-        for key, _, expires_at in rows.values(namespace, keys)
-        if expires_at is None or expires_at > now_ms
-    ]
+    return [key for key, _, expires_at in rows.values(namespace, keys) if expires_at is None or expires_at > now_ms]
 
 
 def _put(rows: Primitives, namespace: str, row: PutRow, now: int) -> int:

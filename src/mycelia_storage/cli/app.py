@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import msgspec
 import typer
 from typer.main import get_command
 
-from mycelia_storage import open_storage
+from mycelia_storage import __version__, open_storage
 from mycelia_storage.cli import failures, output
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
@@ -51,7 +50,7 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", hel
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
-        output.show_text(f"{output.PROGRAM} {version(output.PROGRAM)}\n")
+        output.show_text(f"{output.PROGRAM} {__version__}\n")
         raise typer.Exit
 
 

@@ -39,7 +39,10 @@ SCHEMA_VERSION: Final = 2
 
 
 class _Table:
-    """The rows of one namespace. The order of the keys is made when it is asked for, and kept until a key comes or goes."""
+    """The rows of one namespace.
+
+    The order of the keys is made when it is asked for, and kept until a key comes or goes.
+    """
 
     __slots__ = ("_order", "is_shared", "rows")
 
@@ -271,7 +274,9 @@ class _View:
                 return
             if attempt == "as it is":
                 self.purge(now, self._state.size() + len(rows))
-        raise CapacityError(f"the store holds its capacity of {self._capacity:,} entries: delete some, or set it higher")
+        raise CapacityError(
+            f"the store holds its capacity of {self._capacity:,} entries: delete some, or set it higher"
+        )
 
     def _remove(self, namespace: str, rows: Iterable[Row], now: int) -> int:
         live = 0

@@ -151,9 +151,8 @@ def _pause() -> None:
 
 
 def size_of(path: str) -> int:
+    """The size of a file in bytes, 0 where there is none."""
     try:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-

@@ -93,7 +93,7 @@ class SQLiteEngine:
         create_file(self.path)
         version = schema.recognise(self.path, min(options.busy_timeout, 1.0))
         if version == 1 and not options.migrate:
-            message = f"{self.path}: the file has schema version 1, this library writes {schema.NEWEST}: open with migrate=True"
+            message = f"{self.path}: the file has schema version 1, and migrate=False keeps it there"
             raise SchemaVersionError(message)
         connection = open_writer(self.path, options)
         try:

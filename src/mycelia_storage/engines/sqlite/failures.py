@@ -59,13 +59,19 @@ def to_storage_error(error: Exception, path: str, *, committing: bool = False) -
         return StorageCorruptError(f"{path}: a stored text is no UTF-8: the file is damaged")
     if isinstance(error, apsw.ConnectionClosedError):
         return StorageClosedError("the store is closed")
-    extended = getattr(error, "extendedresult", -1)
+    extended = extended_code(error)
     if committing and extended in _FAILED_SYNC:
         return OutcomeUnknownError(
-            f"{path}: the disk did not confirm the commit, which may or may not have happened: reopen the store and read"
+            f"{path}: the disk did not confirm the commit, which may or may not have happened: open it again and read"
         )
     found = _BY_EXTENDED_CODE.get(extended) or _BY_CODE.get(getattr(error, "result", -1))
     if found is None:
         return StorageError(f"{path}: SQLite failed with {type(error).__name__} ({error})")
     kind, reason = found
     return kind(f"{path}: {reason}")
+
+
+def extended_code(error: BaseException) -> int:
+    """SQLite's extended result code, -1 for an error that is the driver's own."""
+    code: int = getattr(error, "extendedresult", -1)
+    return code

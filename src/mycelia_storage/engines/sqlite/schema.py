@@ -195,7 +195,7 @@ def create(connection: apsw.Connection, now_ms: int) -> None:
 
 
 def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
-    """From version 1 to 2, inside the caller's transaction. Raises SchemaVersionError, naming what stands in the way."""
+    """From version 1 to 2, inside the caller's transaction. Raises SchemaVersionError that names what is in the way."""
     problems: list[str] = []
     count = 0
     for problem in _problems_of_1(connection):
@@ -274,7 +274,9 @@ def _looking(path: str) -> Iterator[apsw.Connection]:
 
 def _objects(connection: apsw.Connection) -> dict[str, str]:
     return {
-        str(name): _folded(str(sql)) for name, sql in connection.execute(_SCHEMA) if not str(name).startswith(_ALLOWED_NAMES)
+        str(name): _folded(str(sql))
+        for name, sql in connection.execute(_SCHEMA)
+        if not str(name).startswith(_ALLOWED_NAMES)
     }
 
 

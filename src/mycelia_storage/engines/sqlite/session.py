@@ -13,7 +13,7 @@ import apsw
 import orjson
 
 from mycelia_storage.engines.engine import NamespaceRow, PutRow, Row
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,14 +151,14 @@ class Statements:
 
     def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
         with self._lender.reading() as connection:
-            return connection.execute(VALUES, (_array(keys), namespace)).fetchall()
+            found: list[Any] = connection.execute(VALUES, (_array(keys), namespace)).fetchall()
+        return found
 
     def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
         with self._lender.reading() as connection:
-            if len(keys) == 1:
-                found = connection.execute(ROW, (keys[0], namespace)).fetchall()
-            else:
-                found = connection.execute(ROWS, (_array(keys), namespace)).fetchall()
+            found: list[Any]
+            asked, statement = (keys[0], ROW) if len(keys) == 1 else (_array(keys), ROWS)
+            found = connection.execute(statement, (asked, namespace)).fetchall()
         return [Row(*row) for row in found]
 
     def keys(
@@ -177,7 +177,7 @@ class Statements:
     def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
         high = NO_UPPER_END if span.high is None else span.high
         with self._lender.reading() as connection:
-            found = connection.execute(PAGE, (namespace, span.low, high, now // 1000, limit)).fetchall()
+            found: list[Any] = connection.execute(PAGE, (namespace, span.low, high, now // 1000, limit)).fetchall()
         return [Row(*row) for row in found]
 
     def count(self, namespace: str | None, now: int) -> int:
@@ -201,9 +201,7 @@ class Statements:
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
         with self._lender.writing() as connection:
-            return _live_of_removed(
-                connection, connection.execute(DELETE, (_array(keys), namespace)).fetchall(), now
-            )
+            return _live_of_removed(connection, connection.execute(DELETE, (_array(keys), namespace)).fetchall(), now)
 
     def clear(self, namespace: str | None, now: int) -> int:
         with self._lender.writing() as connection:
@@ -279,7 +277,7 @@ class Auto(Statements):
             bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
             return [engine.writer.execute(PUT, bindings).get]
         except apsw.ConstraintError as error:
-            if error.extendedresult != apsw.SQLITE_CONSTRAINT_NOTNULL:
+            if extended_code(error) != apsw.SQLITE_CONSTRAINT_NOTNULL:
                 raise engine.writer_failure(error) from error
         except DRIVER_ERRORS as error:
             raise engine.writer_failure(error) from error
@@ -302,7 +300,7 @@ class Auto(Statements):
         finally:
             engine.unlock_writer()
         if removed:
-            expires_at = removed[0][1]
+            expires_at: Any = removed[0][1]
             return 1 if expires_at is None or expires_at > now // 1000 else 0
         return super().delete(namespace, keys, now)
 
@@ -358,7 +356,7 @@ def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) 
     try:
         return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
     except apsw.ConstraintError as error:
-        if error.extendedresult != apsw.SQLITE_CONSTRAINT_NOTNULL:
+        if extended_code(error) != apsw.SQLITE_CONSTRAINT_NOTNULL:
             raise
     connection.execute(REGISTER, (namespace, None, now // 1000))
     return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
@@ -376,7 +374,10 @@ def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow
         before = connection.total_changes()
         connection.executemany(
             PUT_UNLESS_AHEAD,
-            [(namespace, key, value, metadata, expires_at, version, now_ms) for key, value, metadata, expires_at in rows],
+            [
+                (namespace, key, value, metadata, expires_at, version, now_ms)
+                for key, value, metadata, expires_at in rows
+            ],
         )
         if connection.total_changes() - before == len(rows):
             versions = [version] * len(rows)
