@@ -72,7 +72,7 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
         if (
             (b"null" in text and _PERHAPS_NOT_FINITE.search(exact) is not None)
             or b"\\u0000" in text
-            or text.count(b"[") + text.count(b"{") > MAX_DEPTH
+            or (len(text) > 2 * MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH)
         ):
             check(value, what)
     if len(text) > max_bytes:

@@ -17,11 +17,10 @@ _NEEDED = ("rich", "typer")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` are the process's own unless given."""
     try:
-        from mycelia_storage.cli.app import run  # not at the top: typer and rich come with an extra
+        from mycelia_storage.cli.app import run  # noqa: PLC0415 - typer and rich come with an extra
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _NEEDED:
             raise
-        message = f"mycelia-storage: {error.name} is missing: install it with  pip install 'mycelia-storage[cli]'"
-        print(message, file=sys.stderr)
+        sys.stderr.write(f"mycelia-storage: {error.name} is missing: pip install 'mycelia-storage[cli]'\n")
         return 2
     return run(sys.argv[1:] if arguments is None else arguments)

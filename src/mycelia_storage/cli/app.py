@@ -61,7 +61,7 @@ def options(
         str | None,
         typer.Option(metavar="TARGET", envvar=_ENVIRONMENT, help="The store: a path, sqlite:///… or memory:"),
     ] = None,
-    show_version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

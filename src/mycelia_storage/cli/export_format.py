@@ -76,10 +76,12 @@ def header(namespace: str | None) -> bytes:
 
 
 def namespace_line(info: NamespaceInfo) -> bytes:
+    """The line that tells of a namespace."""
     return _line({"namespace": info.name, "metadata": info.metadata})
 
 
 def entry_line(entry: Entry[Any], *, with_namespace: bool) -> bytes:
+    """The line of an entry, which names its namespace where the header does not."""
     fields: dict[str, object] = {"namespace": entry.namespace} if with_namespace else {}
     fields["key"] = entry.key
     fields["value"] = entry.value
@@ -91,6 +93,7 @@ def entry_line(entry: Entry[Any], *, with_namespace: bool) -> bytes:
 
 
 def end_line(entries: int) -> bytes:
+    """The closing line."""
     return _line({_END: VERSION, "entries": entries})
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from mycelia_storage import open_storage
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, NamespaceLine, parse
@@ -199,7 +199,7 @@ class _Import:
                 self._store.create_namespace(namespace, metadata=metadata, exist_ok=True)
 
     def place(self, number: int) -> str:
-        return f"{self._outcome.unit} {number:,}" if number else "the beginning"
+        return f"{self._outcome.unit} {number}" if number else "the beginning"
 
     def report_problems(self) -> None:
         """Tell of the bad lines met so far, in their order."""
@@ -359,9 +359,10 @@ def _field_as_key(record: Record, name: str) -> str:
         if name not in record.texts:
             raise UsageError(f"the header row names no column {name!r}")
         return record.texts[name]
-    if type(record.value) is not dict:
+    value: Any = record.value
+    if type(value) is not dict:
         raise ValueError(f"not an object, so without a field {name!r}")
-    document = cast("dict[str, object]", record.value)
+    document = cast("dict[str, object]", value)
     if name not in document:
         raise ValueError(f"the field {name!r} is missing")
     key = document[name]

@@ -12,6 +12,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import orjson
+from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +46,8 @@ def escape_unseen(text: str, *, keep: str = "") -> str:
 
 def report(message: str) -> None:
     """Print one line on standard error, whatever the message holds."""
-    print(one_line(f"{PROGRAM}: {message}"), file=sys.stderr, flush=True)
+    sys.stderr.write(one_line(f"{PROGRAM}: {message}") + "\n")
+    sys.stderr.flush()
 
 
 def one_line(message: str) -> str:
@@ -60,9 +65,6 @@ def show_json(value: object) -> None:
     if not is_terminal():
         write(orjson.dumps(value) + b"\n")
         return
-    from rich.console import Console  # not at the top: a pipe needs none of it
-    from rich.highlighter import JSONHighlighter
-
     text = escape_unseen(json.dumps(value, indent=2, ensure_ascii=False), keep="\n")
     Console().print(JSONHighlighter()(text), soft_wrap=True)
 
@@ -72,14 +74,13 @@ def show_text(text: str) -> None:
     if not is_terminal():
         write(text.encode())
         return
-    print(escape_unseen(text, keep="\n\t"), end="" if text.endswith("\n") else "\n")
+    sys.stdout.write(escape_unseen(text, keep="\n\t") + ("" if text.endswith("\n") else "\n"))
 
 
 def show_keys(keys: Iterable[str], end: str) -> None:
     """Keys, each followed by `end`."""
     if is_terminal():
-        text = "".join(escape_unseen(key) + end for key in keys)
-        print(text, end="")
+        sys.stdout.write("".join(escape_unseen(key) + end for key in keys))
     else:
         write("".join(key + end for key in keys).encode())
 
@@ -87,7 +88,7 @@ def show_keys(keys: Iterable[str], end: str) -> None:
 def show_facts(answer: dict[str, object], sentence: str) -> None:
     """What was done: JSON for a pipe, a sentence on a terminal."""
     if is_terminal():
-        print(one_line(sentence))
+        sys.stdout.write(one_line(sentence) + "\n")
     else:
         show_json(answer)
 
@@ -97,10 +98,6 @@ def show_table(rows: Sequence[dict[str, object]], columns: dict[str, str]) -> No
     if not is_terminal():
         write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, pad_edge=False)
     for field, heading in columns.items():
         is_number = bool(rows) and type(rows[0][field]) is int
@@ -117,7 +114,7 @@ def show_fields(fields: dict[str, object]) -> None:
         return
     width = max(map(len, fields))
     for name, value in fields.items():
-        print(f"{name:{width}}  {_cell(value)}")
+        sys.stdout.write(f"{name:{width}}  {_cell(value)}\n")
 
 
 def _cell(value: object) -> str:

@@ -54,6 +54,7 @@ class ImportProgress:
 
     @property
     def seconds(self) -> float:
+        """How long the import has taken."""
         return time.monotonic() - self._started
 
     def show(self, entries: int) -> None:

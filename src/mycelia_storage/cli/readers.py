@@ -116,10 +116,15 @@ def read_json_array(stream: BufferedReader) -> Records:
     if not text.accept("]"):
         while True:
             text.next_item()
-            yield text.record(None, text.value())
-            if text.accept("]"):
+            record = text.record(None, text.value())
+            # Only what follows shows that the item is whole: 12 may be the beginning of 123 in a file cut off.
+            is_last = text.accept("]")
+            if not is_last:
+                text.expect(",")
+            yield record
+            if is_last:
                 break
-            text.expect(",")
+    text.next_item()
     text.expect("")
 
 
@@ -134,10 +139,14 @@ def read_json_object(stream: BufferedReader) -> Records:
                 text.fail("a name in double quotes is missing")
             key = text.value()
             text.expect(":")
-            yield text.record(str(key), text.value())
-            if text.accept("}"):
+            record = text.record(str(key), text.value())
+            is_last = text.accept("}")
+            if not is_last:
+                text.expect(",")
+            yield record
+            if is_last:
                 break
-            text.expect(",")
+    text.next_item()
     text.expect("")
 
 

@@ -5,6 +5,7 @@ Called by `importing`; `readers` take the stream apart.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     class RawReader(Protocol):
         """The part of an unbuffered binary file that is used."""
 
-        def read(self, size: int, /) -> bytes | None: ...
+        def read(self, size: int, /) -> bytes | None:
+            """Up to `size` bytes, none at the end."""
+            ...
 
 
 Format: TypeAlias = Literal["jsonl", "array", "object", "csv", "export"]
@@ -63,6 +66,7 @@ class Source(io.RawIOBase):
 
     @property
     def suffix(self) -> str:
+        """The ending of the name, in small letters."""
         return Path(self.name).suffix.lower()
 
     def first_line(self) -> tuple[bytes, bytes]:
@@ -80,9 +84,11 @@ class Source(io.RawIOBase):
         return io.BufferedReader(self, _BUFFER_BYTES)
 
     def readable(self) -> bool:
+        """Yes, as `io.RawIOBase` wants to be told."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read what fits; the primitive of `io.RawIOBase`."""
         view = memoryview(buffer).cast("B")
         data = self._head[: len(view)]
         if data:
@@ -113,13 +119,13 @@ def open_source(path: str) -> Generator[Source, None, None]:
     is_stdin = path == "-"
     name = "standard input" if is_stdin else path
     try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
         descriptor = sys.stdin.fileno() if is_stdin else os.open(path, os.O_RDONLY)
-        about = os.fstat(descriptor)
-        if stat.S_ISDIR(about.st_mode):
-            raise UsageError(f"cannot read {name}: it is a directory")
     except (OSError, ValueError) as error:  # ValueError: U+0000 in the name
         raise UsageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     with open(descriptor, "rb", buffering=0, closefd=not is_stdin) as file:
+        about = os.fstat(descriptor)
         yield Source(file, name, about.st_size if stat.S_ISREG(about.st_mode) else None)
 
 

@@ -65,11 +65,9 @@ SELECT (SELECT count(*) FROM storage_entries)
 
 # The engine's rule for a put, in one statement. An unregistered namespace makes the NOT NULL constraint fail, so that
 # registering costs nothing but at the first write. (SELECT … instead of VALUES would cost a statement journal.)
-_PUT: Final = """
-INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, expires_at, metadata, value)
-VALUES (
-  (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
-  max(?6, (SELECT version + 1 FROM storage_version_floor WHERE id = 1)), ?7, ?7, ?5, ?4, ?3)
+_INSERT: Final = """
+INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, expires_at, metadata, value)"""
+_OR_UPDATE: Final = """
 ON CONFLICT (namespace, key) DO UPDATE SET
   version = max(excluded.version, version + 1),
   created_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE created_at END,
@@ -77,10 +75,19 @@ ON CONFLICT (namespace, key) DO UPDATE SET
   expires_at = excluded.expires_at,
   metadata = CASE WHEN ?4 IS NOT NULL THEN ?4 WHEN expires_at <= ?7 THEN NULL ELSE metadata END,
   value = excluded.value"""
-PUT: Final = f"{_PUT} RETURNING version"
-# For many rows RETURNING costs half the speed. Where every row takes the version offered, none has to be given back;
-# a row that is ahead of it is left alone, and the count tells.
-PUT_UNLESS_AHEAD: Final = f"{_PUT} WHERE excluded.version > version"
+PUT: Final = f"""{_INSERT}
+VALUES (
+  (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
+  max(?6, (SELECT version + 1 FROM storage_version_floor WHERE id = 1)), ?7, ?7, ?5, ?4, ?3)
+{_OR_UPDATE}
+RETURNING version"""
+# The same for many rows of a namespace that is registered, with a version above the floor. RETURNING would cost half
+# the speed. Where every row takes the version offered, none has to be given back; one that is ahead of it is left
+# alone, and the count tells.
+PUT_UNLESS_AHEAD: Final = f"""{_INSERT}
+VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3)
+{_OR_UPDATE}
+WHERE excluded.version > version"""
 
 DELETE_UNLESS_AHEAD: Final = """
 DELETE FROM storage_entries WHERE namespace = ?1 AND key = ?2 AND version < ?3 RETURNING version, expires_at"""
@@ -156,9 +163,8 @@ class Statements:
 
     def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
         with self._lender.reading() as connection:
-            found: list[Any]
             asked, statement = (keys[0], ROW) if len(keys) == 1 else (_array(keys), ROWS)
-            found = connection.execute(statement, (asked, namespace)).fetchall()
+            found: list[Any] = connection.execute(statement, (asked, namespace)).fetchall()
         return [Row(*row) for row in found]
 
     def keys(
