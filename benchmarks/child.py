@@ -31,13 +31,12 @@ def resident_peak() -> int:
 
 def run(report: str, arguments: list[str]) -> None:
     """Do as the command would, then write down seconds and bytes."""
-    before = resident_peak()
     sys.argv = ["mycelia-storage", *arguments]
     start = time.perf_counter()
     try:
         main()
     finally:
-        figures = {"seconds": time.perf_counter() - start, "before": before, "peak": resident_peak()}
+        figures = {"seconds": time.perf_counter() - start, "peak": resident_peak()}
         Path(report).write_bytes(orjson.dumps(figures))
 
 

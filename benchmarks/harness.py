@@ -73,7 +73,7 @@ def run(
 ) -> Results:
     """Measure the chosen operations in so many rounds, on files in `directory`."""
     results = Results({operation.name: {} for operation in OPERATIONS if operation.name in chosen})
-    # What is here already stays: without it, collecting before each slice is cheap however much is imported.
+    # What is here already stays, so that collecting before each operation is cheap however much is imported.
     gc.freeze()
     try:
         for number in range(rounds):
@@ -120,10 +120,10 @@ def _measure(operation: Operation, subjects: Sequence[Subject], workload: Worklo
     able = _able(operation, subjects)
     seconds = dict.fromkeys((subject.name for subject in able), 0.0)
     weights = dict.fromkeys(seconds, 0)
+    gc.collect()
     for number, part in enumerate(operation.parts(workload)):
         for subject in _rotated(able, number):
             sample = _sample(part, subject)
-            gc.collect()
             seconds[subject.name] += timed(operation.run, subject, sample)
             weights[subject.name] += operation.weigh(workload, sample)
     return {name: seconds[name] / weights[name] for name in seconds}

@@ -74,9 +74,9 @@ def draw(results: Results, subjects: Sequence[str], subtitle: str) -> str:
     scale = _Scale(ratio for _, bars in groups for _, ratio in bars)
     height = _TOP + sum(len(bars) * _BAR + _GAP for _, bars in groups) + 30
     shown = [name for name in subjects if any(name == bar for _, bars in groups for bar, _ in bars)]
+    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" role="img" aria-labelledby="title">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
         f'<title id="title">Speed beside a hand-written loop, by operation. {escape(subtitle)}</title>',
         f"<style>{_STYLE}</style>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
@@ -145,4 +145,3 @@ def _bars(scale: _Scale, groups: Sequence[tuple[str, list[tuple[str, float]]]]) 
 
 def _colour(name: str) -> str:
     return COLOURS.get(name, _QUIET)
-

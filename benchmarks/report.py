@@ -51,6 +51,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_lines() -> list[str]:
+    """The environment, to stand above everything else."""
     return [", ".join(f"{name} {value}" for name, value in environment().items())]
 
 
@@ -82,17 +83,16 @@ def opening_lines(opening: Opening) -> list[str]:
 
 
 def import_lines(imports: Sequence[Import]) -> list[str]:
-    """What the imports of a small and of a large file took."""
+    """What the imports of the small and of the large file took."""
     columns = [
         ["file", *(one.file for one in imports)],
-        ["MB", *(f"{one.megabytes:.1f}" for one in imports)],
+        ["file MB", *(f"{one.megabytes:.1f}" for one in imports)],
         ["documents", *(f"{one.documents:,}" for one in imports)],
         ["seconds", *(f"{one.seconds:.1f}" for one in imports)],
         ["documents/s", *(f"{one.documents / one.seconds:,.0f}" for one in imports)],
-        ["MB before", *(f"{one.memory_before_mb:.1f}" for one in imports)],
-        ["MB at most", *(f"{one.memory_peak_mb:.1f}" for one in imports)],
+        ["resident MB at most", *(f"{one.peak_mb:.1f}" for one in imports)],
     ]
-    return side_by_side([("import from the command line, resident memory", columns)], width=sys.maxsize)
+    return side_by_side([("import by the command line", columns)], width=sys.maxsize)
 
 
 def verdict_lines(verdicts: Iterable[Verdict], note: str) -> list[str]:
@@ -110,9 +110,10 @@ def verdict_lines(verdicts: Iterable[Verdict], note: str) -> list[str]:
 def side_by_side(blocks: Sequence[tuple[str, list[list[str]]]], width: int) -> list[str]:
     """Blocks of columns next to each other, or beneath each other where the terminal is narrower than that.
 
-    The first block names the rows, so it is repeated beside each of the others when they are stacked.
+    The first block names the rows, so it is repeated beside each of the others when they are stacked. A block without
+    columns is left out.
     """
-    drawn = [_block(title, columns) for title, columns in blocks]
+    drawn = [_block(title, columns) for title, columns in blocks if columns]
     lines = ["   ".join(parts).rstrip() for parts in zip(*drawn, strict=True)]
     if max(map(len, lines)) <= width or len(drawn) == 1:
         return lines

@@ -2,7 +2,10 @@
 
 Called by the harness. A method whose name ends in `_each` holds the caller's own loop, so that the hand-written subject
 pays for no call that a program of its kind would not make, and the library pays for the one that its callers make.
+`Subject` says what each method does.
 """
+
+# ruff: noqa: D102
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Subject(ABC):
         """Open, or create, what is kept under `place` (a directory that exists)."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close it; its files may be removed then."""
 
     @abstractmethod
     def set_each(self, items: Sequence[Item]) -> None:

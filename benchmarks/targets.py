@@ -14,13 +14,16 @@ from benchmarks.subjects import Sqlite
 from benchmarks.workload import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.harness import Results
+    from benchmarks.importing import Import
     from benchmarks.opening import Opening
 
 OURS: Final = Sqlite.name
 OPEN_AT_MOST: Final = 3.0
+# Resident memory is to stay the same whatever the file; what an allocator keeps back differs by a little.
+MEMORY_AT_MOST: Final = 1.1
 
 _AGAINST_RAW: Final = {
     "set": 0.75, "overwrite": 0.75, "get": 0.6, "has": 0.5, "get_many": 0.7, "list_keys": 0.7, "count": 0.9,
@@ -65,3 +68,11 @@ def judge_opening(opening: Opening) -> Verdict:
     reached = opening.factor(OURS)
     what = f"open {opening.entries:,} entries vs empty"
     return Verdict(what, f"<= {OPEN_AT_MOST:g}", reached, reached <= OPEN_AT_MOST)
+
+
+def judge_imports(imports: Sequence[Import]) -> Verdict:
+    """The verdict on the memory of importing the large file, by that of the small one."""
+    small, large = imports
+    reached = large.peak_mb / small.peak_mb
+    what = f"memory, importing {large.documents:,} documents vs {small.documents:,}"
+    return Verdict(what, f"<= {MEMORY_AT_MOST:g}", reached, reached <= MEMORY_AT_MOST)

@@ -60,6 +60,7 @@ class Workload:
 
     @property
     def documents(self) -> int:
+        """How many documents are stored when all are."""
         return len(self.new)
 
 

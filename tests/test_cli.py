@@ -16,12 +16,17 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from typer.main import get_command
 
 from mycelia_storage import open_storage
 from mycelia_storage.cli import main
+from mycelia_storage.cli.app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PROGRAM = [sys.executable, "-m", "mycelia_storage.cli"]
 
@@ -55,13 +60,6 @@ class Shell:
         )
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
-    def here(self, captured: pytest.CaptureFixture[bytes], *arguments: str) -> Result:
-        """The same in this process, for cases that are many."""
-        captured.readouterr()
-        code = main(["--store", str(self.path), *arguments])
-        out, err = captured.readouterr()
-        return Result(code, out, err.decode())
-
     def on_terminal(self, *arguments: str) -> tuple[int, str]:
         """The exit code and everything that reached a terminal, from both outputs."""
         leader, follower = pty.openpty()
@@ -90,6 +88,19 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
+
+
+@pytest.fixture
+def here(shell: Shell, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+    """The same command in this process, for cases that are many."""
+
+    def run(*arguments: str) -> Result:
+        capfdbinary.readouterr()
+        code = main(["--store", str(shell.path), *arguments])
+        out, err = capfdbinary.readouterr()
+        return Result(code, out, err.decode())
+
+    return run
 
 
 def one_line(result: Result) -> str:
@@ -122,15 +133,15 @@ def test_text_is_kept_as_it_is(shell: Shell) -> None:
     assert shell("get", "k", "--raw").out == b"line\n\x1b[31mred\n"
 
 
-def test_raw_prints_what_is_no_text_as_json(shell: Shell) -> None:
-    shell("set", "k", "[1,2]", "--json")
-    assert shell("get", "k", "--raw").out == b"[1,2]\n"
+def test_raw_prints_what_is_no_text_as_json(here: Callable[..., Result]) -> None:
+    here("set", "k", "[1,2]", "--json")
+    assert here("get", "k", "--raw").out == b"[1,2]\n"
 
 
-def test_set_with_metadata_ttl_and_namespace(shell: Shell) -> None:
-    done = shell("set", "k", "v", "-n", "other", "--ttl", "3600", "--metadata", '{"source": "mail"}')
+def test_set_with_metadata_ttl_and_namespace(shell: Shell, here: Callable[..., Result]) -> None:
+    done = here("set", "k", "v", "-n", "other", "--ttl", "3600", "--metadata", '{"source": "mail"}')
     assert done.code == 0
-    entry = shell("get", "k", "--namespace", "other", "--entry").json
+    entry = here("get", "k", "--namespace", "other", "--entry").json
     assert entry["value"] == "v"
     assert entry["metadata"] == {"source": "mail"}
     assert entry["namespace"] == "other"
@@ -138,58 +149,56 @@ def test_set_with_metadata_ttl_and_namespace(shell: Shell) -> None:
         stored = store.get_entry("k", namespace="other")
         assert stored.expires_at is not None
         assert entry["version"] == stored.version
-    assert shell("get", "k").code == 1
+    assert here("get", "k").code == 1
 
 
-def test_numbers_come_back_to_the_bit(shell: Shell) -> None:
+def test_numbers_come_back_to_the_bit(here: Callable[..., Result]) -> None:
     numbers = "[9223372036854775807,-9223372036854775808,-0.0,1e308,5e-324,0.1,1.0]"
-    shell("set", "k", numbers, "--json")
-    got = shell("get", "k").json
+    here("set", "k", numbers, "--json")
+    got = here("get", "k").json
     assert [repr(number) for number in got] == [repr(number) for number in json.loads(numbers)]
 
 
 # ---- delete
 
 
-def test_delete_names_what_was_not_there(shell: Shell) -> None:
-    shell("set", "a", "1")
-    shell("set", "b", "2")
-    done = shell("delete", "a", "missing", "b", "a")
+def test_delete_names_what_was_not_there(here: Callable[..., Result]) -> None:
+    here("set", "a", "1")
+    here("set", "b", "2")
+    done = here("delete", "a", "missing", "b", "a")
     assert (done.code, done.json) == (1, {"deleted": 2})
     assert "'missing'" in one_line(done)
-    assert shell("list").out == b""
-    assert shell("delete", "a").code == 1
+    assert here("list").out == b""
+    assert here("delete", "a").code == 1
 
 
-def test_delete_by_prefix_only_with_yes(shell: Shell) -> None:
+def test_delete_by_prefix_only_with_yes(shell: Shell, here: Callable[..., Result]) -> None:
     with open_storage(shell.path) as store:
         store.set_many({f"log:{number:05}": number for number in range(12_000)})
         store.set("other", 1)
-    refused = shell("delete", "--prefix", "log:")
+    refused = here("delete", "--prefix", "log:")
     assert refused.code == 2
     assert "12,000" in one_line(refused)
-    done = shell("delete", "--prefix", "log:", "--yes")
+    done = here("delete", "--prefix", "log:", "--yes")
     assert (done.code, done.json, done.err) == (0, {"deleted": 12_000}, "")
-    assert shell("list").out == b"other\n"
+    assert here("list").out == b"other\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--yes"], ["a", "--prefix", "b"], ["--prefix", "", "--yes"]])
-def test_delete_wants_to_know_what(
-    shell: Shell, arguments: list[str], capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    shell.here(capfdbinary, "set", "a", "1")
-    done = shell.here(capfdbinary, "delete", *arguments)
+def test_delete_wants_to_know_what(arguments: list[str], here: Callable[..., Result]) -> None:
+    here("set", "a", "1")
+    done = here("delete", *arguments)
     assert done.code == 2
     one_line(done)
-    assert shell.here(capfdbinary, "list").out == b"a\n"
+    assert here("list").out == b"a\n"
 
 
 # ---- list, namespaces, status, check
 
 
-def test_list_chooses(shell: Shell, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_list_chooses(shell: Shell, here: Callable[..., Result]) -> None:
     def listed(*arguments: str) -> bytes:
-        return shell.here(capfdbinary, "list", *arguments).out
+        return here("list", *arguments).out
 
     with open_storage(shell.path) as store:
         store.set_many({f"k{number:05}": None for number in range(20_500)})
@@ -205,18 +214,18 @@ def test_list_chooses(shell: Shell, capfdbinary: pytest.CaptureFixture[bytes]) -
     assert listed("-n", "nobody") == b""
 
 
-def test_namespaces_status_and_check(shell: Shell) -> None:
+def test_namespaces_status_and_check(shell: Shell, here: Callable[..., Result]) -> None:
     with open_storage(shell.path) as store:
         store.create_namespace("empty", metadata={"note": "nothing"})
         store.set_many({"a": 1, "b": 2}, namespace="cities")
-    rows = [json.loads(line) for line in shell("namespaces").out.splitlines()]
+    rows = [json.loads(line) for line in here("namespaces").out.splitlines()]
     assert [(row["name"], row["entries"]) for row in rows] == [("cities", 2), ("default", 0), ("empty", 0)]
     assert rows[2]["metadata"] == {"note": "nothing"}
-    assert len(shell("namespaces", "--prefix", "c").out.splitlines()) == 1
-    status = shell("status").json
+    assert len(here("namespaces", "--prefix", "c").out.splitlines()) == 1
+    status = here("status").json
     assert status["backend"] == "sqlite"
     assert status["entries"] == 2
-    checked = shell("check")
+    checked = here("check")
     assert checked.code == 0
     assert checked.json["entries"] == 2
 
@@ -224,9 +233,9 @@ def test_namespaces_status_and_check(shell: Shell) -> None:
 # ---- exit codes and errors
 
 
-def test_a_missing_key_is_1(shell: Shell) -> None:
-    shell("set", "a", "1")
-    done = shell("get", "b")
+def test_a_missing_key_is_1(here: Callable[..., Result]) -> None:
+    here("set", "a", "1")
+    done = here("get", "b")
     assert (done.code, done.out) == (1, b"")
     one_line(done)
 
@@ -265,12 +274,12 @@ def test_a_missing_key_is_1(shell: Shell) -> None:
     ],
 )
 def test_wrong_use_is_2_and_shows_no_value(
-    shell: Shell, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    shell: Shell, arguments: list[str], monkeypatch: pytest.MonkeyPatch, here: Callable[..., Result]
 ) -> None:
     monkeypatch.chdir(shell.folder)
     with open_storage(shell.path) as store:
         store.set("a", 1)
-    done = shell.here(capfdbinary, *arguments)
+    done = here(*arguments)
     assert (done.code, done.out) == (2, b"")
     assert "secret" not in one_line(done)
     with open_storage(shell.path) as store:
@@ -279,8 +288,8 @@ def test_wrong_use_is_2_and_shows_no_value(
 
 
 @pytest.mark.parametrize("target", ["", "redis://there", "sqlite://here", "nul\x01/../"])
-def test_a_bad_target_is_2(shell: Shell, target: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    done = shell.here(capfdbinary, "--store", target, "list")
+def test_a_bad_target_is_2(target: str, here: Callable[..., Result]) -> None:
+    done = here("--store", target, "list")
     assert done.code == 2
     one_line(done)
 
@@ -300,10 +309,8 @@ def test_no_target_is_2(shell: Shell) -> None:
 @pytest.mark.parametrize(
     "verb", [["get", "a"], ["list"], ["delete", "a"], ["namespaces"], ["status"], ["check"], ["export"]]
 )
-def test_no_store_is_3_and_none_is_made(
-    shell: Shell, verb: list[str], capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    done = shell.here(capfdbinary, *verb)
+def test_no_store_is_3_and_none_is_made(shell: Shell, verb: list[str], here: Callable[..., Result]) -> None:
+    done = here(*verb)
     assert done.code == 3
     assert "store.db" in one_line(done)
     assert os.listdir(shell.folder) == []
@@ -450,3 +457,14 @@ def test_help_tells_the_exit_codes_and_every_verb(shell: Shell) -> None:
     version = shell("--version")
     assert version.code == 0
     assert version.out.startswith(b"mycelia-storage ")
+
+
+def test_the_docs_name_every_verb_and_option() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    group: Any = get_command(app)
+    for verb, command in group.commands.items():
+        assert f"`{verb}" in text
+        for option in (name for parameter in command.params for name in parameter.opts if name.startswith("--")):
+            assert option in text, f"{verb} {option}"
+    for code in (0, 1, 2, 3, 130, 141):
+        assert f"\n| {code} |" in text

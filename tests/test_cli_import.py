@@ -10,15 +10,13 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from mycelia_storage import open_storage
 from mycelia_storage.cli import main, readers
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PROGRAM = [sys.executable, "-m", "mycelia_storage.cli"]
 CODE_WITH_PEAK = (
@@ -558,6 +556,17 @@ def test_lines_that_are_none_of_an_export(run: Runner) -> None:
     newer = run.load('{"mycelia_storage_export": 2, "exported_at": ""}\n')
     assert newer.code == 2
     assert run.load('{"mycelia_storage_export": 1, "exported_at": ""}\n', "--key", "id").code == 2
+
+
+def test_the_export_that_the_docs_show_can_be_imported(run: Runner) -> None:
+    docs = Path(__file__).parents[1] / "docs" / "command-line.md"
+    shown = next(
+        block for block in docs.read_text().split("```") if block.startswith('json\n{"mycelia_storage_export"')
+    )
+    text = shown.removeprefix("json\n").replace("2026-", "2999-")
+    assert run.load(text).json["loaded"] == 1
+    with open_storage(run.path) as store:
+        assert store.get_entry("user:1").metadata == {"source": "mail"}
 
 
 def test_plain_documents_that_look_like_entries_stay_plain(run: Runner) -> None:

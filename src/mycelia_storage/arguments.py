@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from datetime import timedelta
-from typing import Final, Literal, TypeAlias, overload
+from typing import Final, Literal, TypeAlias
 
 from mycelia_storage.errors import InvalidValueError
 
@@ -30,14 +30,15 @@ MISSING: Final = _NotGiven.MISSING
 KEEP: Final = _NotGiven.KEEP
 
 
-@overload
-def ttl_ms(ttl: float | timedelta | None) -> int | None: ...
-@overload
-def ttl_ms(ttl: float | timedelta | Keep | None) -> int | Keep | None: ...
-def ttl_ms(ttl: float | timedelta | Keep | None) -> int | Keep | None:
+def ttl_or_keep(ttl: float | timedelta | Keep | None) -> int | Keep | None:
+    """As `ttl_ms`, for the verbs that can keep an expiry as it is."""
+    return KEEP if ttl is KEEP else ttl_ms(ttl)
+
+
+def ttl_ms(ttl: float | timedelta | None) -> int | None:
     """A time to live in whole milliseconds, rounded up."""
-    if ttl is None or ttl is KEEP:
-        return ttl
+    if ttl is None:
+        return None
     if isinstance(ttl, timedelta):
         microseconds = ttl // _MICROSECOND
     elif isinstance(ttl, bool) or not isinstance(ttl, int | float):

@@ -55,20 +55,22 @@ def collect(
     return batch, errors
 
 
-def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | None, max_bytes: int) -> None:
-    """Put one item into the batch. Raises the error of a bad one."""
+def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | None, max_bytes: int) -> int:
+    """Put one item into the batch, and give the length of its text. Raises the error of a bad one."""
     if isinstance(item, Put):
-        key = check_key(item.key)
+        key, value = check_key(item.key), item.value
         if item.metadata is not None:
             metadata = encode_object(item.metadata, max_bytes, what="metadata")
         if item.ttl is not None:
             lasting = ttl_ms(item.ttl)
-        batch[key] = encode(item.value, max_bytes), metadata, lasting
     elif isinstance(item, tuple | list) and len(item) == 2:
-        batch[check_key(item[0])] = encode(item[1], max_bytes), metadata, lasting
+        key, value = check_key(item[0]), item[1]
     else:
         message = f"an item is a pair of key and value or a Put, not {type(item).__name__}"
         raise InvalidValueError(message)
+    text = encode(value, max_bytes)
+    batch[key] = text, metadata, lasting
+    return len(text)
 
 
 def name_of(item: object, index: int) -> object:

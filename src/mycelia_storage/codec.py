@@ -24,7 +24,7 @@ from typing import Any, Final, cast
 import msgspec
 import orjson
 
-from mycelia_storage.errors import InvalidValueError, StorageCorruptError, StorageError
+from mycelia_storage.errors import InvalidValueError, StorageCorruptError
 
 MAX_DEPTH: Final = 200
 MIN_INT: Final = -(2**63)
@@ -58,6 +58,13 @@ _HINTS: Final[dict[str, str]] = {
 }
 
 
+class Unfit:
+    """Stands in a batch for a value that a typed view refuses, so that the batch reports the error as the item's."""
+
+    def __init__(self, error: InvalidValueError) -> None:
+        self.error = error
+
+
 def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
     """The JSON text of `value`, at most `max_bytes` of UTF-8.
 
@@ -65,19 +72,21 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
     """
     try:
         exact = marshal.dumps(cast("Any", value), 2)
-        text = orjson.dumps(value, option=_FAST)
+        text = orjson.dumps(value, option=_FAST).decode()
     except (ValueError, TypeError, RecursionError):
         text = _encode_carefully(value, what)
     else:
         if (
-            (b"null" in text and _PERHAPS_NOT_FINITE.search(exact) is not None)
-            or b"\\u0000" in text
-            or (len(text) > 2 * MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH)
+            ("null" in text and _PERHAPS_NOT_FINITE.search(exact) is not None)
+            or ("\\" in text and "\\u0000" in text)
+            or (len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH)
         ):
             check(value, what)
-    if len(text) > max_bytes:
-        raise InvalidValueError(f"{what}: {len(text):,} bytes of JSON are more than max_value_bytes={max_bytes:,}")
-    return text.decode()
+    if len(text) > max_bytes // 4:
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > max_bytes:
+            raise InvalidValueError(f"{what}: {size:,} bytes of JSON are more than max_value_bytes={max_bytes:,}")
+    return text
 
 
 def encode_object(value: object, max_bytes: int, *, what: str) -> str:
@@ -147,13 +156,12 @@ def show_path(segments: Any) -> str:
     return "".join(parts)
 
 
-def _encode_carefully(value: object, what: str) -> bytes:
-    if isinstance(value, StorageError):
-        # A typed view puts this in the place of an item that does not fit, so that a batch reports it as its own.
-        raise value
+def _encode_carefully(value: object, what: str) -> str:
+    if isinstance(value, Unfit):
+        raise value.error
     check(value, what)
     try:
-        return orjson.dumps(value, option=_EXACT_TYPES)
+        return orjson.dumps(value, option=_EXACT_TYPES).decode()
     except orjson.JSONEncodeError as error:
         raise InvalidValueError(f"{what}: {error}") from error
 

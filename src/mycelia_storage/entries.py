@@ -5,6 +5,7 @@ Called by the verbs and by everything that presents their answers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
@@ -14,8 +15,6 @@ from mycelia_storage.codec import decode, decode_object
 from mycelia_storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mycelia_storage.engines.engine import Row
 
 T = TypeVar("T")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _KEPT_PROBLEMS: Final = 100
+# Characters of JSON: large documents fill a batch before their number does.
+_MAX_BATCH: Final = 16 * 1024 * 1024
 
 
 class Loader:
@@ -35,6 +37,7 @@ class Loader:
         self._progress = progress
         self._batch: Batch = {}
         self._waiting = 0
+        self._size = 0
         self._loaded = 0
         self._failed = 0
         self._problems: list[LoadProblem] = []
@@ -44,12 +47,13 @@ class Loader:
         """Draw everything and write it."""
         for index, item in enumerate(items):
             try:
-                add_item(self._batch, item, None, None, self._max_bytes)
+                size = add_item(self._batch, item, None, None, self._max_bytes)
             except StorageError as error:
                 self._refuse(item, index, error)
             else:
                 self._waiting += 1
-            if self._waiting >= self._batch_size or len(self._fresh) >= _KEPT_PROBLEMS:
+                self._size += size
+            if self._waiting >= self._batch_size or self._size >= _MAX_BATCH or len(self._fresh) >= _KEPT_PROBLEMS:
                 self._flush()
         if self._waiting or self._fresh:
             self._flush()
@@ -71,7 +75,7 @@ class Loader:
         if self._batch:
             self._write(self._batch)
             self._loaded += self._waiting
-            self._batch, self._waiting = {}, 0
+            self._batch, self._waiting, self._size = {}, 0, 0
         if self._progress is not None:
             self._progress(LoadReport(self._loaded, self._failed, tuple(self._fresh)))
         self._fresh = []

@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+    runtime_checkable,
+)
 
 import msgspec
 
 from mycelia_storage.arguments import KEEP, MISSING, Keep
+from mycelia_storage.codec import Unfit, check, show_path
 from mycelia_storage.documents import merge_patch
 from mycelia_storage.entries import Entry, LoadReport, NamespaceInfo, Put
 from mycelia_storage.errors import ConfigError, InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
@@ -27,9 +40,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 D = TypeVar("D")
+T_co = TypeVar("T_co", covariant=True)
 
 # The one message of msgspec's validation that shows the value.
 _ENUM_VALUE: Final = re.compile(r"^Invalid enum value .*?(?=( - at `|$))", re.DOTALL)
+
+
+@runtime_checkable
+class Keyed(Protocol[T_co]):
+    """What `dict.update` takes for a mapping: something with keys, and a value for each."""
+
+    def keys(self) -> Iterable[str]:
+        """The keys."""
+        ...
+
+    def __getitem__(self, key: str, /) -> T_co:
+        """The value of a key."""
+        ...
 
 
 class Namespace(Generic[T]):
@@ -83,13 +110,16 @@ class Namespace(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return (entry.key for entry in self._verbs.scan(namespace=self.name))
 
+    # As with every MutableMapping; list_keys(reverse=True) gives keys backwards.
+    __reversed__ = None
+
     def __len__(self) -> int:
         return self._verbs.count(namespace=self.name)
 
     def __bool__(self) -> bool:
         return bool(self._verbs.list_keys(namespace=self.name, limit=1))
 
-    def __ior__(self, other: Mapping[str, T] | Iterable[tuple[str, T]]) -> Self:
+    def __ior__(self, other: Keyed[T] | Iterable[tuple[str, T]]) -> Self:
         self.update(other)
         return self
 
@@ -120,17 +150,17 @@ class Namespace(Generic[T]):
     def pop(self, key: str, default: D) -> T | D: ...
     def pop(self, key: str, default: object = MISSING) -> Any:
         """Remove a key and give its value. Without `default`: KeyNotFoundError."""
-        entry = self._verbs.take(key, MISSING, namespace=self.name)
-        if isinstance(entry, Entry):
-            return self._take_in(entry.value, key)
+        entry = self._verbs._take(self.name, key, self._typed_entry)
+        if entry is not None:
+            return entry.value
         if default is MISSING:
             raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
         return default
 
     def popitem(self) -> tuple[str, T]:
         """Remove the first entry in key order and give its key and value. Raises KeyNotFoundError when empty."""
-        entry = self._verbs._take_first(self.name)
-        return entry.key, self._take_in(entry.value, entry.key)
+        entry = self._verbs._take_first(self.name, self._typed_entry)
+        return entry.key, entry.value
 
     @overload
     def setdefault(self, key: str, default: None = None) -> T | None: ...
@@ -140,10 +170,14 @@ class Namespace(Generic[T]):
         """The value of a key; where there is none, `default`, which is written first."""
         return self._take_in(self._verbs._get_or_add(self.name, key, self._give_out(default)), key)
 
-    def update(self, other: Mapping[str, T] | Iterable[tuple[str, T]] = (), /, **more: T) -> None:
+    def update(self, other: Keyed[T] | Iterable[tuple[str, T]] = (), /, **more: T) -> None:
         """Write all of these items or none."""
-        pairs = cast("Mapping[str, T]", other).items() if isinstance(other, Mapping | Namespace) else other
-        self.set_many([*pairs, *more.items()])
+        items: Any = other
+        if isinstance(other, Mapping | Namespace):
+            items = cast("Mapping[str, T]", other).items()
+        elif isinstance(other, Keyed):
+            items = [(key, other[key]) for key in other.keys()]  # noqa: SIM118 - it may not be iterable
+        self.set_many([*items, *more.items()])
 
     def clear(self) -> None:
         """Remove every entry, in one statement. (The store's verb of that name also tells how many.)"""
@@ -208,10 +242,15 @@ class Namespace(Generic[T]):
         if_version: int | None = None,
         durable: bool | None = None,
     ) -> T:
-        """As `Storage.modify`; the function takes and gives a value of the view's type."""
+        """As `Storage.modify`; the function takes and gives a value of the view's type.
+
+        A document with members that the type does not know is a ValueTypeError, since writing it would drop them.
+        """
 
         def change(value: Any) -> object:
-            changed: object = function(self._take_in(value, key))
+            taken = self._take_in(value, key)
+            self._refuse_to_lose(value, taken, key)
+            changed: object = function(taken)
             return None if changed is None else self._give_out(changed)
 
         start = MISSING if default is MISSING else self._give_out(default)
@@ -238,9 +277,15 @@ class Namespace(Generic[T]):
         if not isinstance(patch, Mapping):
             raise InvalidValueError(f"patch: {type(patch).__name__} is not a mapping")
         changes = dict(patch)
+
+        def merge(value: object) -> object:
+            merged = merge_patch(value, changes)
+            self._fitting(merged)
+            return merged
+
         new = self._verbs.modify(
             key,
-            lambda value: self._fitting(merge_patch(value, changes)),
+            merge,
             namespace=self.name,
             default={},
             ttl=ttl,
@@ -279,7 +324,8 @@ class Namespace(Generic[T]):
         durable: bool | None = None,
     ) -> float:
         """As `Storage.increment`."""
-        return self._verbs.increment(key, by, namespace=self.name, field=field, ttl=ttl, durable=durable)
+        accept = self._fitting if self._is_typed else type
+        return self._verbs._increment(self.name, key, by, field, ttl, durable, accept)
 
     def touch(self, key: str, *, ttl: float | timedelta | None) -> bool:
         """As `Storage.touch`."""
@@ -291,10 +337,10 @@ class Namespace(Generic[T]):
     def take(self, key: str, default: D, *, durable: bool | None = ...) -> Entry[T] | D: ...
     def take(self, key: str, default: object = MISSING, *, durable: bool | None = None) -> Any:
         """As `Storage.take`."""
-        if default is MISSING:
-            return self._typed_entry(self._verbs.take(key, namespace=self.name, durable=durable))
-        entry = self._verbs.take(key, default, namespace=self.name, durable=durable)
-        return self._typed_entry(entry) if isinstance(entry, Entry) else entry
+        entry = self._verbs._take(self.name, key, self._typed_entry, durable)
+        if entry is None and default is MISSING:
+            raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
+        return default if entry is None else entry
 
     def delete(self, key: str, *, if_version: int | None = None, durable: bool | None = None) -> bool:
         """As `Storage.delete`."""
@@ -408,18 +454,21 @@ class Namespace(Generic[T]):
         if not self._is_typed:
             return value
         try:
-            return self._fitting(msgspec.to_builtins(value, str_keys=True))
+            plain: object = msgspec.to_builtins(value, str_keys=True)
         except (TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, InvalidValueError):
-                raise
             raise InvalidValueError(f"$: {type(value).__name__} cannot become JSON: {error}") from error
+        converted = self._fitting(plain)
+        # What the type would give back has to be what was given: a set in a list's place would come back as a list.
+        if converted != value or not _is_same_kind(converted, value):
+            check(plain)
+            raise InvalidValueError(f"$: {type(value).__name__} would not come back from {self!r} as it is given")
+        return plain
 
-    def _fitting(self, plain: object) -> object:
+    def _fitting(self, plain: object) -> T:
         try:
-            msgspec.convert(plain, self._type, str_keys=True)
+            return cast("T", msgspec.convert(plain, self._type, str_keys=True))
         except msgspec.ValidationError as error:
             raise InvalidValueError(f"the value does not fit {self!r}: {_without_value(error)}") from None
-        return plain
 
     def _take_in(self, value: Any, key: str) -> T:
         """A stored value as the view's type."""
@@ -430,6 +479,18 @@ class Namespace(Generic[T]):
         except msgspec.ValidationError as error:
             message = f"the document {key!r} in namespace {self.name!r} does not fit: {_without_value(error)}"
             raise ValueTypeError(message) from None
+
+    def _refuse_to_lose(self, value: object, taken: T, key: str) -> None:
+        """Writing back what a type has taken would drop the members of the document that the type does not know."""
+        if self._is_typed:
+            lost = _first_lost(value, msgspec.to_builtins(taken, str_keys=True))
+            if lost is not None:
+                place = show_path(reversed(lost))[1:]
+                message = (
+                    f"the document {key!r} in namespace {self.name!r} has {place}, which {self!r} does not know and "
+                    "would drop: use merge(), or a type that knows it"
+                )
+                raise ValueTypeError(message)
 
     def _typed_entry(self, entry: Entry[Any]) -> Entry[T]:
         if not self._is_typed:
@@ -453,8 +514,8 @@ class Namespace(Generic[T]):
                 return item[0], self._give_out(item[1])
         except InvalidValueError as error:
             if isinstance(item, Put):
-                return msgspec.structs.replace(item, value=error)
-            return cast("tuple[object, object]", item)[0], error
+                return msgspec.structs.replace(item, value=Unfit(error))
+            return cast("tuple[object, object]", item)[0], Unfit(error)
         return item
 
 
@@ -488,6 +549,26 @@ class _Items(ItemsView[str, T]):
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         return ((entry.key, entry.value) for entry in self._namespace.scan())
+
+
+def _first_lost(stored: object, kept: object) -> list[str | int] | None:
+    """The path, innermost segment first, of a member that is in `stored` and not in `kept`."""
+    if isinstance(stored, dict) and isinstance(kept, dict):
+        for name, value in stored.items():
+            lost: list[str | int] | None = [] if name not in kept else _first_lost(value, kept[name])
+            if lost is not None:
+                return [*lost, name]
+    elif isinstance(stored, list) and isinstance(kept, list | tuple):
+        for index, (value, other) in enumerate(zip(stored, kept, strict=False)):
+            lost = _first_lost(value, other)
+            if lost is not None:
+                return [*lost, index]
+    return None
+
+
+def _is_same_kind(converted: object, value: object) -> bool:
+    # An int is as good as a float where one is wanted.
+    return type(converted) is type(value) or (type(converted) is float and type(value) is int)
 
 
 def _without_value(error: msgspec.ValidationError) -> str:

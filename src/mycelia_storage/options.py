@@ -103,6 +103,10 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
             if checked.get(name) is not None:
                 raise ConfigError(f"{name}: an option of the memory engine, and the target is a SQLite file")
         checked["path"] = _resolve(path, base_dir)
+    else:
+        for name, value in (("db_path", path), ("base_dir", base_dir)):
+            if value is not None:
+                _path_text(name, value)
     return Options(backend=backend, **checked)
 
 
@@ -174,6 +178,8 @@ def _snake(given: Mapping[Any, Any]) -> dict[str, object]:
         if known in _DURATIONS and name != known:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}: a number of milliseconds is needed, not {_text(value)}")
+            if value / 1000 > _MAX_SECONDS:
+                raise ConfigError(f"{name}: {value} milliseconds are more than an hour")
             options[known] = value / 1000
         else:
             options[known] = value
@@ -242,9 +248,8 @@ def _seconds(name: str, value: object) -> float:
     if math.isnan(seconds) or seconds < 0:
         raise ConfigError(f"{name}: {_text(value)} is no duration: 0 seconds or more are needed")
     if seconds > _MAX_SECONDS:
-        raise ConfigError(
-            f"{name}: {_text(value)} seconds are more than an hour. Milliseconds? Then write {seconds / 1000:g}"
-        )
+        hint = "" if isinstance(value, timedelta) else f". Milliseconds? Then write {seconds / 1000:g}"
+        raise ConfigError(f"{name}: {seconds:g} seconds are more than an hour{hint}")
     return float(seconds)
 
 

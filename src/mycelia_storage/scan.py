@@ -42,7 +42,7 @@ class Scan(Generic[T]):
         self._now = now
         self._batch_size = batch_size
         self._convert: Callable[[Entry[Any]], Entry[T]] | None = None
-        self._batch: list[Entry[T]] = []
+        self._batch: list[Entry[Any]] = []
         self._is_last = False
         self._end = weakref.finalize(self, end)
 
@@ -52,7 +52,8 @@ class Scan(Generic[T]):
     def __next__(self) -> Entry[T]:
         if not self._batch:
             self._fetch()
-        return self._batch.pop()
+        entry = self._batch.pop()
+        return cast("Entry[T]", entry if self._convert is None else self._convert(entry))
 
     def __enter__(self) -> Self:
         return self
@@ -79,11 +80,7 @@ class Scan(Generic[T]):
             raise StopIteration
         try:
             found = self._rows().page(self._namespace, self._span, self._now, limit=self._batch_size)
-            entries = [entry_of(self._namespace, row) for row in reversed(found)]
-            if self._convert is not None:
-                self._batch = [self._convert(entry) for entry in entries]
-            else:
-                self._batch = cast("list[Entry[T]]", entries)
+            self._batch = [entry_of(self._namespace, row) for row in reversed(found)]
         except BaseException:
             self.close()
             raise

@@ -173,12 +173,13 @@ class Storage(Verbs):
         started = time.perf_counter()
         problems = [*self._engine_problems()]
         entries = namespaces = 0
+        now_ms = self._now() // 1000
         snapshot = self._home.engine().snapshot()
         try:
             for row in snapshot.namespaces():
                 namespaces += 1
                 for found in _every_row(snapshot, row.name):
-                    entries += 1
+                    entries += found.expires_at is None or found.expires_at > now_ms
                     problem = _problem_of(found)
                     if problem is not None:
                         problems.append(f"{found.key!r} in namespace {row.name!r}: {problem}")
@@ -229,16 +230,18 @@ class Storage(Verbs):
     def _writing(self) -> Primitives:
         if self._inside:
             self._home.refuse_inside()
+        if self._home.is_closed:
+            raise StorageClosedError("the store is closed")
         if self._is_read_only:
             raise StorageReadOnlyError("the store was opened with read_only=True")
         return self._auto
 
     def _now(self) -> int:
-        return int(self._clock() * 1_000_000)
+        return round(self._clock() * 1_000_000)
 
     def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
         self._writing()
-        session = self._engine.begin(durable=bool(durable), wait=None)
+        session = self._engine.begin(durable=self._home.check_durable(durable), wait=None)
         who = self._home.enter()
         try:
             result = step(session, self._now())

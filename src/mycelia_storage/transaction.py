@@ -8,11 +8,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast, get_args, overload
 
 from mycelia_storage.arguments import check_duration
-from mycelia_storage.engines.engine import Isolation
-from mycelia_storage.errors import InvalidValueError, StorageClosedError, StorageReadOnlyError, TransactionError
+from mycelia_storage.engines.engine import Isolation, Primitives
+from mycelia_storage.errors import (
+    ConfigError,
+    InvalidValueError,
+    StorageClosedError,
+    StorageReadOnlyError,
+    TransactionError,
+)
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.verbs import Verbs
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
-    from mycelia_storage.engines.engine import Engine, Primitives, Session
+    from mycelia_storage.engines.engine import Engine, Session
     from mycelia_storage.options import Options
 
 T = TypeVar("T")
@@ -41,6 +47,7 @@ class Home:
         self._clock = options.clock
         self.max_value_bytes = options.max_value_bytes
         self.read_only = options.read_only
+        self._can_be_durable = options.synchronous != "OFF"
         self.inside: dict[Caller, int] = {}
         self.is_closed = False
 
@@ -52,9 +59,17 @@ class Home:
             raise StorageClosedError("the store is closed")
         return self._engine
 
+    def check_durable(self, durable: object) -> bool:
+        """Whether a commit has to survive a power cut. Raises ConfigError where it cannot."""
+        if durable is not None and not isinstance(durable, bool):
+            raise InvalidValueError(f"durable: {type(durable).__name__} is neither True nor False")
+        if durable and not self._can_be_durable:
+            raise ConfigError("durable: True needs synchronous 'NORMAL', 'FULL' or 'EXTRA', and it is 'OFF'")
+        return bool(durable)
+
     def now(self) -> int:
         """The time in µs since 1970, by the store's clock."""
-        return int(self._clock() * 1_000_000)
+        return round(self._clock() * 1_000_000)
 
     def enter(self) -> Caller:
         """Note that the calling thread or task is inside a write transaction."""
@@ -73,6 +88,34 @@ class Home:
                 "this thread is inside a write transaction of this store, where the store itself would wait for it or "
                 "read what is old: use the transaction (tx) that the with block gave"
             )
+
+
+class _OneAtATime:
+    """The primitives of a session, refusing a second thread while a call is under way."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise TransactionError("another thread is using this transaction just now: one call at a time")
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _one_at_a_time(name: str) -> Callable[..., Any]:
+    def call(self: _OneAtATime, *args: Any, **options: Any) -> Any:
+        with self:
+            return getattr(self.session, name)(*args, **options)
+
+    return call
+
+
+for _name in vars(Primitives):
+    if not _name.startswith("_"):
+        setattr(_OneAtATime, _name, _one_at_a_time(_name))
 
 
 class Transaction(Verbs):
@@ -98,10 +141,11 @@ class Transaction(Verbs):
         self._max_value_bytes = home.max_value_bytes
         self._is_read_only = read_only or home.read_only
         self._isolation: Isolation | None = isolation
-        self._durable = bool(durable)
+        self._durable = home.check_durable(durable)
         self._wait = None if wait is None else check_duration("wait", wait)
         self._outer = outer
         self._session: Session | None = None
+        self._alone: _OneAtATime = _OneAtATime() if outer is None else outer._alone
         self._savepoint = 0
         self._caller: Caller | None = None
         self._time = 0
@@ -114,11 +158,13 @@ class Transaction(Verbs):
         if self._outer is not None:
             self._session = self._outer._open_session()
             self._time = self._outer._time
-            self._savepoint = 0 if self._is_read_only else self._session.savepoint()
+            with self._alone:
+                self._savepoint = 0 if self._is_read_only else self._session.savepoint()
         else:
             self._session = self._home.engine().begin(
                 read_only=self._is_read_only, isolation=self._isolation, durable=self._durable, wait=self._wait
             )
+            self._alone.session = self._session
             self._time = self._home.now()
             if not self._is_read_only:
                 self._caller = self._home.enter()
@@ -127,32 +173,35 @@ class Transaction(Verbs):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._session is None:  # ended by rollback()
-            return
-        if error is not None:
-            self.rollback()
-            return
-        session = self._open_session()
-        try:
-            if self._outer is None:
-                session.commit()
-            elif self._savepoint:
-                session.release(self._savepoint)
-        finally:
-            self._finish()
+        with self._alone.lock:  # a call that another thread has under way comes to its end first
+            if self._session is None or (self._outer is not None and not self._outer._is_open()):
+                self._finish()  # ended by rollback(), its own or that of the transaction around it
+                return
+            if error is not None:
+                self.rollback()
+                return
+            try:
+                session = self._open_session()
+                if self._outer is None:
+                    session.commit()
+                elif self._savepoint:
+                    session.release(self._savepoint)
+            finally:
+                self._finish()
 
     def rollback(self) -> None:
         """Undo everything and end the transaction; the block may be left as usual then."""
-        session = self._session
-        if session is None:
-            raise TransactionError(self._why_ended())
-        try:
-            if self._outer is None:
-                session.rollback()
-            elif self._savepoint and self._outer._is_open():
-                session.rollback_to(self._savepoint)
-        finally:
-            self._finish()
+        with self._alone:
+            session = self._session
+            if session is None:
+                raise TransactionError(self._why_ended())
+            try:
+                if self._outer is None:
+                    session.rollback()
+                elif self._savepoint and self._outer._is_open():
+                    session.rollback_to(self._savepoint)
+            finally:
+                self._finish()
 
     def transaction(
         self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool | None = None
@@ -192,22 +241,24 @@ class Transaction(Verbs):
         return session
 
     def _reading(self) -> Primitives:
-        return self._open_session()
+        self._open_session()
+        return cast("Primitives", self._alone)
 
     def _writing(self) -> Primitives:
         if self._is_read_only:
             self._open_session()
             raise StorageReadOnlyError("this transaction is read-only")
-        return self._open_session()
+        return self._reading()
 
     def _now(self) -> int:
         return self._time
 
     def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
-        rows = self._writing()
+        self._writing()
         if durable:
             raise TransactionError("durable is given to transaction(), whose commit makes everything durable at once")
-        return step(rows, self._time)
+        with self._alone:
+            return step(self._open_session(), self._time)
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         self._open_session()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mycelia_storage.arguments import KEEP, MISSING, Keep, check_if_version, check_whole, expiry, ttl_ms
+from mycelia_storage.arguments import KEEP, MISSING, Keep, check_if_version, check_whole, expiry, ttl_ms, ttl_or_keep
 from mycelia_storage.batches import Batch, batch_error, collect, each_key, pairs
 from mycelia_storage.codec import decode, decode_object, encode, encode_object
 from mycelia_storage.documents import increment, merge_patch
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mycelia_storage.entries import Put
 
 D = TypeVar("D")
+E = TypeVar("E")
 
 # How many expired entries a write that sets an expiry removes along the way.
 _PURGED_ALONG = 16
@@ -158,7 +159,7 @@ class Verbs(Finding):
         """
         namespace, key = check_namespace(namespace), check_key(key)
         start = None if default is MISSING else encode(default, self._max_value_bytes)
-        lasting, expected = ttl_ms(ttl), check_if_version(if_version)
+        lasting, expected = ttl_or_keep(ttl), check_if_version(if_version)
 
         def change(text: str | None) -> str:
             if text is None and start is None:
@@ -192,7 +193,7 @@ class Verbs(Finding):
             target = None if text is None else decode(text, namespace, key)
             return encode(merge_patch(target, changes), self._max_value_bytes)
 
-        return self._change(namespace, key, change, ttl_ms(ttl), check_if_version(if_version), durable)
+        return self._change(namespace, key, change, ttl_or_keep(ttl), check_if_version(if_version), durable)
 
     @overload
     def increment(
@@ -233,18 +234,7 @@ class Verbs(Finding):
         Raises InvalidValueError where there is no number, for an int step onto a float (give 1.0), and where the sum
         does not fit 64 bits. Nothing is written then.
         """
-        namespace, key = check_namespace(namespace), check_key(key)
-        add = increment(by, field, key)
-        lasting = ttl_ms(ttl)
-
-        def step(rows: Primitives, now: int) -> float:
-            row = _live(rows, namespace, key, now)
-            document, total = add(MISSING if row is None else decode(row.value, namespace, key))
-            expires_at = expiry(now, lasting) if row is None else row.expires_at
-            _put(rows, namespace, (key, encode(document, self._max_value_bytes), None, expires_at), now)
-            return total
-
-        return self._together(step, durable=durable)
+        return self._increment(namespace, key, by, field, ttl, durable, _as_it_is)
 
     def touch(self, key: str, *, namespace: str = DEFAULT_NAMESPACE, ttl: float | timedelta | None) -> bool:
         """Set when an entry expires, counted from now; None: it stays. False: there is no such entry."""
@@ -272,17 +262,7 @@ class Verbs(Finding):
         durable: bool | None = None,
     ) -> Any:
         """Remove an entry and give it, so that of several callers one gets it. Without `default`: KeyNotFoundError."""
-        namespace, key = check_namespace(namespace), check_key(key)
-
-        def step(rows: Primitives, now: int) -> Entry[Any] | None:
-            row = _live(rows, namespace, key, now)
-            if row is None:
-                return None
-            entry = entry_of(namespace, row)
-            rows.delete(namespace, [key], now)
-            return entry
-
-        taken = self._together(step, durable=durable)
+        taken = self._take(namespace, key, _as_it_is, durable)
         return _default_or_raise(default, namespace, key) if taken is None else taken
 
     def delete(
@@ -308,11 +288,7 @@ class Verbs(Finding):
 
     def has(self, key: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Whether the key is there."""
-        found = self._reading().expiry(check_namespace(namespace), check_key(key))
-        if found is None:
-            return False
-        expires_at = found[0]
-        return expires_at is None or expires_at > self._now() // 1000
+        return self._reading().has(check_namespace(namespace), check_key(key), self._now())
 
     def get_metadata(self, key: str, *, namespace: str = DEFAULT_NAMESPACE) -> dict[str, Any]:
         """The metadata of an entry, {} where it has none. Raises KeyNotFoundError."""
@@ -404,7 +380,7 @@ class Verbs(Finding):
             written = dict(zip(keys, versions, strict=True))
             return {key: written[key] for key in batch}
 
-        return self._together(step, durable=durable) if batch else {}
+        return self._together(step, durable=durable)
 
     def add_many(
         self,
@@ -425,7 +401,7 @@ class Verbs(Finding):
             _put_batch(rows, namespace, batch, sorted(added), now)
             return added
 
-        return self._together(step, durable=durable) if batch else []
+        return self._together(step, durable=durable)
 
     def delete_many(
         self, keys: Iterable[str], *, namespace: str = DEFAULT_NAMESPACE, durable: bool | None = None
@@ -433,9 +409,6 @@ class Verbs(Finding):
         """Remove the entries of these keys in one step; gives how many were there."""
         namespace = check_namespace(namespace)
         asked = sorted(each_key(keys))
-        if not asked:
-            self._writing()
-            return 0
         return self._together(lambda rows, now: rows.delete(namespace, asked, now), durable=durable)
 
     def load(
@@ -489,16 +462,51 @@ class Verbs(Finding):
 
         return decode(self._together(step), namespace, key)
 
-    def _take_first(self, namespace: str) -> Entry[Any]:
-        """Remove the first entry in key order and give it."""
+    def _increment(
+        self,
+        namespace: str,
+        key: str,
+        by: float,
+        field: str | None,
+        ttl: float | timedelta | Keep | None,
+        durable: bool | None,
+        accept: Callable[[Any], object],
+    ) -> float:
+        """`increment`, with a function that raises where the document it makes is not acceptable."""
+        namespace, key = check_namespace(namespace), check_key(key)
+        add = increment(by, field, key)
+        lasting = ttl_or_keep(ttl)
 
-        def step(rows: Primitives, now: int) -> Entry[Any]:
+        def step(rows: Primitives, now: int) -> float:
+            row = _live(rows, namespace, key, now)
+            document, total = add(MISSING if row is None else decode(row.value, namespace, key))
+            accept(document)
+            expires_at = expiry(now, lasting) if row is None else row.expires_at
+            _put(rows, namespace, (key, encode(document, self._max_value_bytes), None, expires_at), now)
+            return total
+
+        return self._together(step, durable=durable)
+
+    def _take(
+        self, namespace: str, key: str, convert: Callable[[Entry[Any]], E], durable: bool | None = None
+    ) -> E | None:
+        """Remove an entry and give it converted; what cannot be converted is not removed."""
+        namespace, key = check_namespace(namespace), check_key(key)
+
+        def step(rows: Primitives, now: int) -> E | None:
+            row = _live(rows, namespace, key, now)
+            return None if row is None else _remove(rows, namespace, row, now, convert)
+
+        return self._together(step, durable=durable)
+
+    def _take_first(self, namespace: str, convert: Callable[[Entry[Any]], E]) -> E:
+        """Remove the first entry in key order and give it converted."""
+
+        def step(rows: Primitives, now: int) -> E:
             found = rows.page(namespace, KeyRange(), now, limit=1)
             if not found:
                 raise KeyNotFoundError(f"the namespace {namespace!r} is empty")
-            entry = entry_of(namespace, found[0])
-            rows.delete(namespace, [entry.key], now)
-            return entry
+            return _remove(rows, namespace, found[0], now, convert)
 
         return self._together(step)
 
@@ -551,6 +559,16 @@ def _live(rows: Primitives, namespace: str, key: str, now: int) -> Row | None:
 def _live_keys(rows: Primitives, namespace: str, keys: list[str], now: int) -> list[str]:
     now_ms = now // 1000
     return [key for key, _, expires_at in rows.values(namespace, keys) if expires_at is None or expires_at > now_ms]
+
+
+def _remove(rows: Primitives, namespace: str, row: Row, now: int, convert: Callable[[Entry[Any]], E]) -> E:
+    converted = convert(entry_of(namespace, row))
+    rows.delete(namespace, [row.key], now)
+    return converted
+
+
+def _as_it_is(value: E) -> E:
+    return value
 
 
 def _put(rows: Primitives, namespace: str, row: PutRow, now: int) -> int:

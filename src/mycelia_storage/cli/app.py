@@ -230,7 +230,11 @@ def export_entries(
     with _open(context) as store:
         done = export(store, file, None if everything else namespace)
     if file is not None:
-        facts: dict[str, object] = {"entries": done.entries, "namespaces": done.namespaces, "seconds": done.seconds}
+        facts: dict[str, object] = {
+            "entries": done.entries,
+            "namespaces": done.namespaces,
+            "seconds": round(done.seconds, 3),
+        }
         output.show_facts(facts, f"exported {done.entries:,} entries to {file} in {done.seconds:.1f} s")
 
 
@@ -282,7 +286,8 @@ def run(arguments: Sequence[str]) -> int:
         output.report(str(error))
         return failures.exit_code_of(error)
     except typer.TyperException as error:
-        output.report(f"{error.format_message()} (see --help)")
+        message = error.format_message()
+        output.report(f"{message} ({'it stands before the verb' if '--store' in message else 'see --help'})")
         return failures.WRONG_USE
     except OSError as error:
         _forget_output()

@@ -88,7 +88,9 @@ def _whole_file(path: str) -> Generator[IO[bytes], None, None]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name survive a power cut."""
+    """Make the new name survive a power cut, where a folder can be opened at all."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -91,7 +91,8 @@ def run_import(options: ImportOptions) -> Outcome:
         with store, ImportProgress(source) as progress:
             run = _Import(store, options, outcome, progress, clock)
             try:
-                run.load_export(source) if is_export else run.load_documents(source)
+                load = run.load_export if is_export else run.load_documents
+                load(source)
             except _StopError as stop:
                 kept = f"{outcome.loaded:,} entries of earlier batches are stored, none of its own batch"
                 outcome.failed += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 from rich.console import Console
@@ -112,8 +112,11 @@ def show_fields(fields: dict[str, object]) -> None:
     if not is_terminal():
         show_json(fields)
         return
-    width = max(map(len, fields))
+    flat: dict[str, object] = {}
     for name, value in fields.items():
+        flat.update(cast("dict[str, object]", value) if isinstance(value, dict) else {name: value})
+    width = max(map(len, flat))
+    for name, value in flat.items():
         sys.stdout.write(f"{name:{width}}  {_cell(value)}\n")
 
 

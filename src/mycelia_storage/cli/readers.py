@@ -176,13 +176,15 @@ class _Window:
     def look(self) -> str:
         """The next character that is not white space, "" at the end."""
         while True:
-            match = _SPACE.match(self._text, self._position)
-            self._position = self._position if match is None else match.end()
-            if self._position < len(self._text):
-                return self._text[self._position]
-            if self._is_complete:
-                return ""
-            self._extend()
+            character = self._text[self._position : self._position + 1]
+            if character and character not in " \t\n\r":
+                return character
+            if match := _SPACE.match(self._text, self._position):
+                self._position = match.end()
+            if self._position == len(self._text):
+                if self._is_complete:
+                    return ""
+                self._extend()
 
     def accept(self, character: str) -> bool:
         """Whether `character` comes next; if so, go past it."""

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import stat
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 Format: TypeAlias = Literal["jsonl", "array", "object", "csv", "export"]
 
+_STDIN: Final = 0
 _HEAD_BYTES: Final = 1 << 20
 _BUFFER_BYTES: Final = 1 << 18
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
@@ -121,11 +121,11 @@ def open_source(path: str) -> Generator[Source, None, None]:
     try:
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
-        descriptor = sys.stdin.fileno() if is_stdin else os.open(path, os.O_RDONLY)
+        descriptor = _STDIN if is_stdin else os.open(path, os.O_RDONLY)
+        about = os.fstat(descriptor)
     except (OSError, ValueError) as error:  # ValueError: U+0000 in the name
         raise UsageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     with open(descriptor, "rb", buffering=0, closefd=not is_stdin) as file:
-        about = os.fstat(descriptor)
         yield Source(file, name, about.st_size if stat.S_ISREG(about.st_mode) else None)
 
 

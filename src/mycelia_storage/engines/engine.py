@@ -60,8 +60,8 @@ class Primitives(Protocol):
         """The value's text and `expires_at`; None where there is no such row."""
         ...
 
-    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
-        """`expires_at` alone, without touching the value; None where there is no such row."""
+    def has(self, namespace: str, key: str, now: int) -> bool:
+        """Whether there is such a live row, without touching its value."""
         ...
 
     def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:

@@ -83,6 +83,7 @@ class _State:
         self.floor = 0
         # When what may expire, soonest first. A row that was written again since leaves its old place standing.
         self.expiring: list[tuple[int, str, str]] = []
+        self.is_snapshot = False
 
     def expect(self, namespace: str, rows: Iterable[Row | None]) -> None:
         for row in rows:
@@ -100,6 +101,7 @@ class _State:
     def share(self) -> _State:
         """The same state for somebody who only reads it."""
         shared = _State()
+        shared.is_snapshot = True  # where the order of expiry is not kept
         for table in self.tables.values():
             table.is_shared = True
         shared.tables = self.tables.copy()
@@ -183,11 +185,20 @@ class _View:
             if row is not None:
                 yield row
 
-    def _live_keys(self, namespace: str, span: KeyRange, now: int, *, reverse: bool = False) -> Iterator[str]:
+    def _nothing_is_due(self, now: int) -> bool:
+        expiring = self._state.expiring
+        return not self._state.is_snapshot and (not expiring or expiring[0][0] > now // 1000)
+
+    def _live_keys(self, namespace: str, span: KeyRange, now: int, *, reverse: bool = False) -> Iterable[str]:
         keys = self._all_keys(namespace, span.low, span.high)
-        for key in reversed(keys) if reverse else keys:
+        if span.pieces is None and self._nothing_is_due(now):
+            return reversed(keys) if reverse else keys
+        return self._filtered(namespace, reversed(keys) if reverse else keys, span.pieces, now)
+
+    def _filtered(self, namespace: str, keys: Iterable[str], pieces: tuple[str, ...] | None, now: int) -> Iterator[str]:
+        for key in keys:
             row = self._row(namespace, key)
-            if row is not None and _is_live(row, now) and (span.pieces is None or matches(span.pieces, key)):
+            if row is not None and _is_live(row, now) and (pieces is None or matches(pieces, key)):
                 yield key
 
     def _holding(self) -> set[str]:
@@ -198,9 +209,9 @@ class _View:
         row = self._row(namespace, key)
         return None if row is None else (row.value, row.expires_at)
 
-    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
+    def has(self, namespace: str, key: str, now: int) -> bool:
         row = self._row(namespace, key)
-        return None if row is None else (row.expires_at,)
+        return row is not None and _is_live(row, now)
 
     def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
         return [(row.key, row.value, row.expires_at) for row in self.rows(namespace, keys)]
@@ -224,7 +235,15 @@ class _View:
 
     def count(self, namespace: str | None, now: int) -> int:
         names = self._holding() if namespace is None else (namespace,)
+        if self._nothing_is_due(now):
+            return sum(self._size(name) for name in names)
         return sum(1 for name in names for row in self._all_rows(name) if _is_live(row, now))
+
+    def _size(self, namespace: str) -> int:
+        if self._changes.rows.get(namespace):
+            return len(self._all_keys(namespace))
+        table = self._state.tables.get(namespace)
+        return 0 if table is None else len(table.rows)
 
     def namespace(self, name: str) -> NamespaceRow | None:
         if name in self._changes.registered:
@@ -374,9 +393,9 @@ class MemoryAuto(_View):
         with self._engine.lock:
             return super().value(namespace, key)
 
-    def expiry(self, namespace: str, key: str) -> tuple[int | None] | None:
+    def has(self, namespace: str, key: str, now: int) -> bool:
         with self._engine.lock:
-            return super().expiry(namespace, key)
+            return super().has(namespace, key, now)
 
     def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
         with self._engine.lock:

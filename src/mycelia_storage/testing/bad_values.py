@@ -8,7 +8,7 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
@@ -152,11 +152,11 @@ KEYS: Final = (
     BadValue("second_key", lambda: {"a": 1, 2: "b"}),
 )
 OTHERS: Final = (
-    BadValue("datetime", lambda: datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)),
-    BadValue("naive_datetime", lambda: datetime.datetime(2024, 1, 1)),  # noqa: DTZ001 - naive is the case
-    BadValue("date", lambda: datetime.date(2024, 1, 1)),
-    BadValue("time", lambda: datetime.time(12, 0)),
-    BadValue("timedelta", lambda: datetime.timedelta(seconds=1)),
+    BadValue("datetime", lambda: dt.datetime(2024, 1, 1, tzinfo=dt.UTC)),
+    BadValue("naive_datetime", lambda: dt.datetime(2024, 1, 1)),  # noqa: DTZ001 - naive is the case
+    BadValue("date", lambda: dt.date(2024, 1, 1)),
+    BadValue("time", lambda: dt.time(12, 0)),
+    BadValue("timedelta", lambda: dt.timedelta(seconds=1)),
     BadValue("uuid", lambda: uuid.UUID(int=1)),
     BadValue("enum", lambda: _Colour.RED),
     BadValue("path", lambda: pathlib.PurePosixPath("a")),

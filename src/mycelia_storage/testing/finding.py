@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mycelia_storage import InvalidValueError, StorageClosedError, escape_pattern
+from mycelia_storage import InvalidValueError, StorageBusyError, StorageClosedError, escape_pattern
 from mycelia_storage.testing.base import ContractBase, in_another_thread
 from mycelia_storage.testing.compare import difference
 
@@ -311,10 +311,13 @@ class ScanContract(ContractBase):
         store.set_many({f"key{n}": n for n in range(10)})
         scans = [store.scan(batch_size=1) for _ in range(16)]
         assert {next(scan).key for scan in scans} == {"key0"}
+        with pytest.raises(StorageBusyError, match="16"):
+            store.scan()
         store.set("key", 1)
+        scans[0].close()
+        assert len(list(store.scan())) == 11
         for scan in scans:
             scan.close()
-        assert len(list(store.scan())) == 11
 
     def test_forgotten_scans_are_collected(self, store: Storage) -> None:
         store.set_many({f"key{n}": n for n in range(10)})

@@ -184,6 +184,15 @@ class NamespaceViewContract(ContractBase):
         assert len(view) == 4
         assert list(view) == ["a", "b", "\ufffd", "\U0001f600"]
 
+    def test_reversed_is_refused_or_right(self, view: Namespace[Any]) -> None:
+        view.update(b=2, a=1)
+        wrong: Any = view
+        try:
+            backwards = list(reversed(wrong))
+        except TypeError:
+            return
+        assert backwards == ["b", "a"]
+
     def test_a_view_over_keys(self, view: Namespace[Any]) -> None:
         keys = view.keys()
         view.update(b=2, a=1)

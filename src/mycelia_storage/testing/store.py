@@ -145,6 +145,10 @@ def _all_errors(kind: type[StorageError] = StorageError) -> list[type[StorageErr
     return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _all_errors(sub))]
 
 
+def _pickled(error: Any, protocol: int | None = None) -> Any:
+    return pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - it was pickled in the same line
+
+
 class ErrorsContract(ContractBase):
     """What holds for every error, made by hand and raised by the engine."""
 
@@ -153,7 +157,7 @@ class ErrorsContract(ContractBase):
         error = kind("what happened to 'key'")
         error.add_note("a note")
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-            assert_same_error(pickle.loads(pickle.dumps(error, protocol)), error)
+            assert_same_error(_pickled(error, protocol), error)
         assert_same_error(copy.copy(error), error)
         assert_same_error(copy.deepcopy(error), error)
 
@@ -169,7 +173,7 @@ class ErrorsContract(ContractBase):
     def test_errors_with_more_to_tell_keep_it(self) -> None:
         conflict = VersionConflictError("conflict", 3, 7)
         batch = BatchError("batch", {"a": conflict}, LoadReport(loaded=1, failed=1, problems=()))
-        for again in (pickle.loads(pickle.dumps(batch)), copy.copy(batch), copy.deepcopy(batch)):
+        for again in (_pickled(batch), copy.copy(batch), copy.deepcopy(batch)):
             assert again.report == batch.report
             assert (again.errors["a"].expected, again.errors["a"].actual) == (3, 7)
 
@@ -186,7 +190,7 @@ class ErrorsContract(ContractBase):
         for call in calls:
             with pytest.raises(StorageError) as caught:
                 call()
-            assert_same_error(pickle.loads(pickle.dumps(caught.value)), caught.value)
+            assert_same_error(_pickled(caught.value), caught.value)
 
     def test_errors_fit_the_classes_that_python_programmers_catch(self, store: Storage) -> None:
         with pytest.raises(KeyError):

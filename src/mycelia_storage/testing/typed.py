@@ -5,13 +5,15 @@ Run by subclasses of `StorageContract`.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import pytest
 
-from mycelia_storage import InvalidValueError, StorageError, ValueTypeError
+from mycelia_storage import BatchError, InvalidValueError, StorageError, ValueTypeError
 from mycelia_storage.testing.base import ContractBase
 from mycelia_storage.testing.compare import difference
 
@@ -144,6 +146,38 @@ class TypedViewContract(ContractBase):
         with pytest.raises(StorageError):
             people.update({"ada": wrong})
         assert store.count(namespace="people") == 0
+
+    @pytest.mark.parametrize(
+        ("kind", "value"),
+        [
+            (str, uuid.UUID(int=1)),
+            (str, datetime(2024, 1, 1, tzinfo=UTC)),
+            (str, b"bytes"),
+            (list[int], {1, 2}),
+            (dict[str, int], {1: 2}),
+            (dict[str, Any], {"at": datetime(2024, 1, 1, tzinfo=UTC)}),
+            (dict[str, Any], {"point": Point(1, 2)}),
+            (Person, Point(1, 2)),
+        ],
+        ids=repr,
+    )
+    def test_a_value_that_would_come_back_as_another_is_refused(self, store: Storage, kind: Any, value: Any) -> None:
+        view = store.namespace("place", kind)
+        try:
+            view["a"] = value
+        except (ValueTypeError, InvalidValueError):
+            assert store.count(namespace="place") == 0
+        else:
+            assert not difference(view["a"], value)
+
+    def test_the_error_of_a_batch_says_what_does_not_fit(self, people: Namespace[Person]) -> None:
+        wrong: Any = {"name": 1}
+        for batch in (people.set_many, people.add_many, people.load):
+            with pytest.raises(BatchError) as caught:
+                batch([("fine", Person("A")), ("ada", wrong)])
+            assert caught.value.errors.keys() == {"ada"}
+            assert "name" in str(caught.value.errors["ada"])
+        assert not people
 
     def test_a_dataclass_comes_back_as_one(self, store: Storage) -> None:
         points = store.namespace("points", Point)

@@ -12,6 +12,7 @@ import pytest
 
 from mycelia_storage import KeyNotFoundError, VersionConflictError
 from mycelia_storage.testing.base import ContractBase
+from mycelia_storage.testing.clock import START
 from mycelia_storage.testing.compare import difference
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ class VersionsContract(ContractBase):
         assert store.set("key", 1) == clock.micros
         clock.advance(0.5)
         assert store.set("key", 2) == clock.micros
+
+    def test_no_time_is_cut_short(self, store: Storage, clock: FakeClock) -> None:
+        wrong: list[int] = []
+        for step in range(200):
+            clock.set(START + step + step / 1000)
+            entry = store.get_entry(f"key{step}") if store.set(f"key{step}", 1, ttl=0.001) == clock.micros else None
+            if entry is None or entry.created_at != clock.time:
+                wrong.append(clock.micros)
+        assert not wrong
 
     def test_a_version_grows_while_the_clock_stands(self, store: Storage, clock: FakeClock) -> None:
         versions = [store.set("key", n) for n in range(5)]
@@ -205,6 +215,7 @@ class ExpiryContract(ContractBase):
         assert store.count() == 1
         assert store.namespace_info("default").entries == 1
         assert store.get_status().entries == 1
+        assert store.check().entries == 1
         with pytest.raises(KeyNotFoundError):
             store.get_metadata("gone")
 

@@ -41,7 +41,10 @@ def create_file(path: str) -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
     except FileExistsError:
         return
-    os.close(descriptor)
+    try:
+        os.fchmod(descriptor, 0o600)  # the umask may have taken even that away
+    finally:
+        os.close(descriptor)
 
 
 def open_writer(path: str, options: Options) -> apsw.Connection:
@@ -118,6 +121,7 @@ def _make_directories(directory: str) -> None:
         _make_directories(os.path.dirname(directory))
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
+            os.chmod(directory, 0o700)
 
 
 def _open(path: str, flags: int, options: Options) -> apsw.Connection:
@@ -127,7 +131,7 @@ def _open(path: str, flags: int, options: Options) -> apsw.Connection:
     # Statement journals in memory: a temporary file for each costs more than the write itself.
     connection.execute("PRAGMA temp_store=MEMORY")
     if options.debug:
-        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, _log_statement)
+        connection.trace_v2(apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_PROFILE, _StatementLog())
     return connection
 
 
@@ -141,9 +145,21 @@ def _distrust(connection: apsw.Connection) -> None:
     connection.execute("PRAGMA mmap_size=0")
 
 
-def _log_statement(event: dict[str, Any]) -> None:
-    # The text of the statement has no values in it: they are bound.
-    SQL_LOG.debug("%.3f ms  %s", event["nanoseconds"] / 1e6, " ".join(event["sql"].split()))
+class _StatementLog:
+    """Logs each statement with its time, which SQLite itself counts in whole milliseconds.
+
+    The text of a statement has no values in it: they are bound.
+    """
+
+    def __init__(self) -> None:
+        self._started: dict[int, float] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["code"] == apsw.SQLITE_TRACE_STMT:
+            self._started.setdefault(event["id"], time.perf_counter())
+            return
+        seconds = time.perf_counter() - self._started.pop(event["id"], time.perf_counter())
+        SQL_LOG.debug("%.3f ms  %s", seconds * 1000, " ".join(event["sql"].split()))
 
 
 def _pause() -> None:

@@ -70,7 +70,7 @@ class SQLiteEngine:
     def __init__(self, options: Options) -> None:
         self._options = options
         self.path: Final = options.path
-        self.idle_readers: SimpleQueue[apsw.Connection] = SimpleQueue()
+        self.idle_readers: SimpleQueue[apsw.Cursor] = SimpleQueue()
         self._readers_made = 0
         self._readers_lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -84,6 +84,7 @@ class SQLiteEngine:
             raise to_storage_error(error, self.path) from error
         self._patience = Patience(options.busy_timeout)
         self.writer.set_busy_handler(self._patience)
+        self.write_cursor = self.writer.cursor()
         self.auto: Primitives = Auto(self)
 
     # ---- opening
@@ -132,8 +133,12 @@ class SQLiteEngine:
 
     # ---- lending connections
 
-    def lend_reader(self) -> apsw.Connection:
-        """A reader that nobody uses; the caller puts it back into `idle_readers`. Waits up to `busy_timeout`."""
+    def lend_reader(self) -> apsw.Cursor:
+        """A cursor on a reader that nobody uses; the caller puts it back into `idle_readers`.
+
+        Waits up to `busy_timeout`. A cursor, because making one for every statement costs a tenth of a read; who uses
+        it reads all rows, so that no statement stays open.
+        """
         try:
             return self.idle_readers.get_nowait()
         except Empty:
@@ -142,9 +147,9 @@ class SQLiteEngine:
             if self._closed:
                 raise StorageClosedError("the store is closed")
             if self._readers_made < self._options.max_readers:
-                connection = self._open_extra_reader()
+                cursor = self._open_extra_reader().cursor()
                 self._readers_made += 1
-                return connection
+                return cursor
         try:
             return self.idle_readers.get(timeout=self._options.busy_timeout)
         except Empty:
@@ -178,13 +183,13 @@ class SQLiteEngine:
     @contextlib.contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
         """A reader connection for one statement."""
-        connection = self.lend_reader()
+        cursor = self.lend_reader()
         try:
-            yield connection
+            yield cursor.connection
         except DRIVER_ERRORS as error:
             raise self.failure(error) from error
         finally:
-            self.idle_readers.put(connection)
+            self.idle_readers.put(cursor)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[apsw.Connection]:
@@ -217,9 +222,8 @@ class SQLiteEngine:
         """A transaction on the writer, or one that reads on a reader. Both are serializable, whatever was asked for."""
         del isolation
         if read_only:
-            return self._begin_to_read(self.lend_reader(), self.idle_readers.put)
-        if durable and self._options.synchronous == "OFF":
-            raise ConfigError("durable=True needs synchronous 'NORMAL', 'FULL' or 'EXTRA', and it is 'OFF'")
+            cursor = self.lend_reader()
+            return self._begin_to_read(cursor.connection, lambda _: self.idle_readers.put(cursor))
         self.lock_writer(wait)
         try:
             if durable:
@@ -275,8 +279,8 @@ class SQLiteEngine:
 
     # ---- failures
 
-    def failure(self, error: Exception) -> StorageError:
-        """The library's error for one of the driver's."""
+    def failure(self, error: Exception, *, committing: bool = False) -> StorageError:
+        """The library's error for one of the driver's; `committing` as in `to_storage_error`."""
         if isinstance(error, apsw.SQLError) and not self._closed:
             # The statements are right, so the tables are not: another process took the file to another version.
             with contextlib.suppress(apsw.Error), contextlib.closing(open_reader(self.path, self._options)) as look:
@@ -284,14 +288,12 @@ class SQLiteEngine:
                 if version != schema.NEWEST:
                     message = f"{self.path}: the file has schema version {version} now: migrate() it, or open it again"
                     return SchemaVersionError(message)
-        return to_storage_error(error, self.path)
+        return to_storage_error(error, self.path, committing=committing)
 
     def writer_failure(self, error: Exception, *, committing: bool = True) -> StorageError:
         """The same for the writer, whose transaction is undone where SQLite has not done that itself."""
         roll_back(self.writer)
-        if committing:
-            return to_storage_error(error, self.path, committing=True)
-        return self.failure(error)
+        return self.failure(error, committing=committing)
 
     # ---- upkeep
 
@@ -327,6 +329,7 @@ class SQLiteEngine:
         self.lock_writer(None)
         try:
             self.writer.execute("PRAGMA optimize")
+            self._patience.timeout = 0.0  # a reader may stay for long; then it is done another time
             with contextlib.suppress(apsw.BusyError):
                 self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
@@ -374,7 +377,7 @@ class SQLiteEngine:
             lending.rollback()
         while True:
             try:
-                self.idle_readers.get_nowait().close()
+                self.idle_readers.get_nowait().connection.close()
             except Empty:
                 break
         if self._write_lock.acquire(timeout=self._options.busy_timeout):
@@ -420,6 +423,8 @@ class _Lending:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, DRIVER_ERRORS):
+            # SQLite undoes the statement, or everything, depending on the error: for the caller it is everything.
+            roll_back(self._connection)
             raise self._engine.failure(error) from error
 
     def commit(self) -> None:
@@ -428,7 +433,7 @@ class _Lending:
         try:
             connection.execute(COMMIT)
         except DRIVER_ERRORS as error:
-            raise to_storage_error(error, self._engine.path, committing=True) from error
+            raise self._engine.failure(error, committing=True) from error
         finally:
             self.rollback()
 

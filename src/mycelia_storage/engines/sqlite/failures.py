@@ -29,6 +29,14 @@ DRIVER_ERRORS: Final = (apsw.Error, UnicodeDecodeError)
 _BY_EXTENDED_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
     apsw.SQLITE_IOERR_DATA: (StorageCorruptError, "a page does not fit its checksum: the file is damaged"),
     apsw.SQLITE_IOERR_CORRUPTFS: (StorageCorruptError, "the file system reports damage"),
+    apsw.SQLITE_READONLY_DIRECTORY: (
+        StorageReadOnlyError,
+        "SQLite has to write a file beside it, even to read, and the directory cannot be written",
+    ),
+    apsw.SQLITE_READONLY_CANTINIT: (
+        StorageReadOnlyError,
+        "SQLite has to write a file beside it, even to read, and the directory cannot be written",
+    ),
     apsw.SQLITE_READONLY_DBMOVED: (StorageIOError, "the file was moved or replaced while it was open"),
 }
 

@@ -1,0 +1,176 @@
+"""Hazard: a process is killed in the middle of a migration, and the file is neither of the two versions."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from mycelia_storage import open_storage
+
+ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
+
+# Runs in a process of its own: kills itself before the statement of that number, counted over all connections.
+DIES_AT = """
+import os, signal, sys
+import apsw
+
+target, fatal, direction = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+seen = 0
+
+def count(*_):
+    global seen
+    seen += 1
+    if armed and seen == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+def watch(connection):
+    connection.exec_trace = count
+
+apsw.connection_hooks.append(watch)
+armed = True
+from mycelia_storage import open_storage
+if direction == "up":
+    open_storage(target).close()
+elif direction == "new":
+    open_storage(target).close()
+else:
+    armed = False
+    store = open_storage(target)
+    seen, armed = 0, True
+    store.migrate(to=1)
+    store.close()
+print("done")
+"""
+
+
+def run_until(path: Path, fatal: int, direction: str) -> bool:
+    """Whether the process came through alive."""
+    found = subprocess.run(
+        [sys.executable, "-c", DIES_AT, str(path), str(fatal), direction], capture_output=True, text=True, check=False
+    )
+    if found.returncode == -signal.SIGKILL:
+        return False
+    assert found.returncode == 0, found.stderr
+    return True
+
+
+def schema_of(path: Path) -> list[Any]:
+    connection = apsw.Connection(str(path))
+    try:
+        assert connection.execute("PRAGMA integrity_check").get == "ok"
+        return sorted(connection.execute("SELECT name FROM sqlite_schema").fetchall())
+    finally:
+        connection.close()
+
+
+def copy_with_companions(source: Path, target: Path) -> None:
+    for end in ("", "-wal", "-journal"):
+        if Path(f"{source}{end}").exists():
+            shutil.copyfile(f"{source}{end}", f"{target}{end}")
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_kill_before_any_statement_of_a_migration_leaves_one_version_whole(tmp_path: Path, direction: str) -> None:
+    start = tmp_path / "start.db"
+    shutil.copyfile(ORIGINAL, start)
+    version_1 = schema_of(start)
+    if direction == "down":
+        open_storage(start).close()
+    whole = {1: version_1}
+    other = tmp_path / "other.db"
+    shutil.copyfile(ORIGINAL, other)
+    open_storage(other).close()
+    whole[2] = schema_of(other)
+
+    seen: set[int] = set()
+    for fatal in range(1, 100):
+        path = tmp_path / f"{fatal}.db"
+        shutil.copyfile(start, path)
+        survived = run_until(path, fatal, direction)
+        look = tmp_path / f"{fatal}-look.db"
+        copy_with_companions(path, look)
+        found = [version for version, schema in whole.items() if schema == schema_of(look)]
+        assert len(found) == 1, f"killed before statement {fatal}: neither version 1 nor 2"
+        seen.add(found[0])
+        with open_storage(path) as store:
+            assert store.get_status().entries == 209
+            assert store.get("big") == 9007199254740991
+            store.check()
+        if survived:
+            break
+    else:
+        pytest.fail("the migration never came to its end")
+    assert fatal > 12, "the kills fell between the statements of the migration"
+    assert seen == {1, 2}
+
+
+def test_a_kill_while_a_new_file_is_made_leaves_one_that_opens(tmp_path: Path) -> None:
+    for wal_mode in (True, False):
+        for fatal in range(1, 100):
+            path = tmp_path / f"{wal_mode}-{fatal}.db"
+            survived = run_until(path, fatal, "new")
+            with open_storage(path, wal_mode=wal_mode) as store:
+                store.set("key", fatal)
+                store.check()
+            if survived:
+                break
+        else:
+            pytest.fail("the file was never finished")
+        assert fatal > 8
+
+
+def test_many_that_open_an_old_file_at_once_migrate_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    shutil.copyfile(ORIGINAL, path)
+    opens = (
+        f"from mycelia_storage import open_storage; s = open_storage({str(path)!r}); print(s.count(namespace='users'))"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", opens], stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    outputs = [child.communicate()[0].strip() for child in children]
+    assert outputs == ["200"] * 8
+    connection = apsw.Connection(str(path))
+    assert connection.execute("SELECT count(*) FROM schema_version WHERE version = 2").get == 1
+    connection.close()
+
+
+def test_many_that_make_the_same_new_file_at_once_share_it(tmp_path: Path) -> None:
+    for wal_mode in (True, False):
+        path = tmp_path / f"{wal_mode}.db"
+        writes = (
+            "import sys; from mycelia_storage import open_storage\n"
+            f"with open_storage({str(path)!r}, wal_mode={wal_mode}, busy_timeout=30) as s: s.set(sys.argv[1], 1)"
+        )
+        children = [subprocess.Popen([sys.executable, "-c", writes, str(i)]) for i in range(8)]
+        assert [child.wait() for child in children] == [0] * 8
+        with open_storage(path, wal_mode=wal_mode) as store:
+            assert store.list_keys() == [str(i) for i in range(8)]
+
+
+def test_threads_that_make_the_same_new_file_at_once_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            with open_storage(path) as store:
+                store.set(str(number), number)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with open_storage(path) as store:
+        assert store.count() == 8
