@@ -38,7 +38,8 @@ class TestSQLiteWithoutWal(StorageContract):
     snapshots: ClassVar[bool] = False
 
     def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
-        return open_storage(directory / "store.db", wal_mode=False, **options)
+        options["wal_mode"] = False
+        return open_storage(directory / "store.db", **options)
 
 
 def test_every_part_of_the_suite_is_rewritten_by_pytest() -> None:

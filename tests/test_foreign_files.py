@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import apsw
 import pytest
@@ -22,6 +22,9 @@ from mycelia_storage import (
     open_storage,
 )
 from mycelia_storage.engines.sqlite.schema import APPLICATION_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def state_of(directory: Path) -> dict[str, str]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import orjson
 import pytest
 
 from mycelia_storage import InvalidValueError, SchemaVersionError, Storage, StorageError, open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
 

@@ -24,7 +24,7 @@ from typing import (
 
 import msgspec
 
-from mycelia_storage.arguments import KEEP, MISSING, Keep
+from mycelia_storage.arguments import KEEP, MISSING, Keep, Missing
 from mycelia_storage.codec import Unfit, check, show_path
 from mycelia_storage.documents import merge_patch
 from mycelia_storage.entries import Entry, LoadReport, NamespaceInfo, Put
@@ -237,7 +237,7 @@ class Namespace(Generic[T]):
         key: str,
         function: Callable[[T], T],
         *,
-        default: T | Literal[MISSING] = MISSING,  # type: ignore[valid-type]
+        default: T | Missing = MISSING,
         ttl: float | timedelta | Keep | None = KEEP,
         if_version: int | None = None,
         durable: bool | None = None,

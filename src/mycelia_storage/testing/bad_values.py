@@ -174,7 +174,7 @@ CONTAINERS: Final = (
     BadValue("list_subclass", lambda: _List([1])),
     BadValue("dict_subclass", lambda: _Dict(a=1)),
     BadValue("counter", lambda: collections.Counter("a")),
-    BadValue("ordered_dict", lambda: collections.OrderedDict(a=1)),
+    BadValue("ordered_dict", lambda: collections.OrderedDict[str, int](a=1)),
     BadValue("default_dict", lambda: collections.defaultdict(int, a=1)),
     BadValue("deque", lambda: collections.deque([1])),
     BadValue("mapping_proxy", lambda: types.MappingProxyType({"a": 1})),

@@ -71,6 +71,11 @@ def _answer(call: Callable[[Any], Any], verbs: Any) -> Any:
         return _plain(error)
 
 
+def in_a_list(value: Any) -> list[Any]:
+    """A change for `modify`."""
+    return [value]
+
+
 def made(value: Any) -> Any:
     """A value to write: what the strategy drew, or the bad value that it named."""
     return value.make() if isinstance(value, BadValue) else value
@@ -173,7 +178,7 @@ class TwoStores(RuleBasedStateMachine):
     @rule(read_only=st.sampled_from([False, False, False, True]), durable=DURABLE, key=KEYS, namespace=NAMESPACES)
     def begin(self, read_only: bool, durable: bool | None, key: Any, namespace: Any) -> None:
         if self._enter(read_only=read_only, durable=durable):
-            self.both(lambda tx: tx.modify(key, lambda value: [value], default=0, namespace=namespace))
+            self.both(lambda tx: tx.modify(key, in_a_list, default=0, namespace=namespace))
 
     def _enter(self, **options: Any) -> bool:
         entered: list[tuple[Any, Any]] = []
@@ -243,7 +248,7 @@ class TwoStores(RuleBasedStateMachine):
                 if nested:
                     with tx.transaction() as inner:
                         inner.set("B", 1)
-                tx.modify(key, lambda value: [value][:1], default=0)
+                tx.modify(key, in_a_list, default=0)
                 if next(tries) < failures:
                     raise (TransactionConflictError if failures % 2 else StorageBusyError)("again")
                 if boom:
@@ -282,14 +287,7 @@ class TwoStores(RuleBasedStateMachine):
     def scan_on(self, namespace: Any, prefix: Any, batch_size: int, steps: list[str]) -> None:
         for step in steps:
             if step == "start" and len(self.scans) < 3:
-                scans: list[Any] = []
-                self.both(
-                    lambda verbs, to=scans: to.append(
-                        verbs.scan(namespace=namespace, prefix=prefix, batch_size=batch_size)
-                    )
-                )
-                if scans:
-                    self.scans.append((scans[0], scans[1]))
+                self._start_scan(namespace=namespace, prefix=prefix, batch_size=batch_size)
             elif step == "next":
                 for scans_of_both in self.scans:
                     self.compare(next, *scans_of_both)
@@ -297,6 +295,17 @@ class TwoStores(RuleBasedStateMachine):
                 self.both(lambda verbs: verbs.set("ab", "later", namespace=namespace))
             elif step == "end" and self.scans:
                 self._close_scan()
+
+    def _start_scan(self, **options: Any) -> None:
+        started: list[Any] = []
+
+        def start(verbs: Any) -> None:
+            started.append(verbs.scan(**options))
+
+        self.both(start)
+        if started:
+            memory, other = started
+            self.scans.append((memory, other))
 
     def _close_scan(self) -> None:
         self.compare(lambda scan: scan.close(), *self.scans.pop(0))

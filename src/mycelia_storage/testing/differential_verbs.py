@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+def _always(value: object) -> Callable[[Any], object]:
+    return lambda _: value
+
+
 class OneEntry(TwoStores):
     """The verbs on one entry."""
 
@@ -316,7 +320,7 @@ class DifferentialMachine(ManyEntries):
             "setdefault": lambda view: view.setdefault(key, made(value)),
             "add": lambda view: view.add(key, made(value)),
             "take": lambda view: view.take(key),
-            "modify": lambda view: view.modify(key, lambda _: made(value)),
+            "modify": lambda view: view.modify(key, _always(made(value))),
         }
         self.view(name, kind, calls[how])
 

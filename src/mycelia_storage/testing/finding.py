@@ -180,11 +180,10 @@ class ListKeysContract(ContractBase):
 
     def test_a_limit_beyond_64_bits_is_no_crash(self, store: Storage) -> None:
         store.set("a", 1)
-        for call in (lambda: store.list_keys(limit=2**64), lambda: store.list_keys(offset=2**64)):
-            try:
-                assert call() in (["a"], [])
-            except InvalidValueError:
-                continue
+        with contextlib.suppress(InvalidValueError):
+            assert store.list_keys(limit=2**64) == ["a"]
+        with contextlib.suppress(InvalidValueError):
+            assert store.list_keys(offset=2**64) == []
 
     @pytest.mark.parametrize("bad", [1, b"a", ["a"], re.compile("a"), True], ids=repr)
     def test_texts_have_to_be_texts(self, store: Storage, bad: Any) -> None:

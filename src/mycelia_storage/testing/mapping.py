@@ -5,7 +5,7 @@ Run by subclasses of `StorageContract`.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, KeysView, MutableMapping, ValuesView
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,8 @@ class NamespaceViewContract(ContractBase):
 
     def test_update_takes_another_view(self, store: Storage, view: Namespace[Any]) -> None:
         store.namespace("source").update(a=1, b=2)
-        view.update(store.namespace("source"))
+        source: Any = store.namespace("source")
+        view.update(source)
         assert dict(view) == {"a": 1, "b": 2}
 
     def test_update_takes_what_only_has_keys(self, view: Namespace[Any]) -> None:
@@ -163,7 +164,8 @@ class NamespaceViewContract(ContractBase):
             def __getitem__(self, key: str) -> str:
                 return key + "!"
 
-        view.update(Keyed())
+        keyed: Any = Keyed()
+        view.update(keyed)
         assert dict(view) == {"a": "a!", "b": "b!"}
 
     def test_update_writes_all_or_nothing(self, view: Namespace[Any]) -> None:
@@ -243,7 +245,8 @@ class NamespaceViewContract(ContractBase):
         view["a"] = 1
         other = store.namespace("place")
         assert view == view  # noqa: PLR0124 - equal to itself is what is tested
-        assert view != {"a": 1}
+        contents: object = {"a": 1}
+        assert view != contents
         assert (view == other) is (view is other)
         assert len({view, store.namespace("elsewhere")}) == 2
         assert hash(view) == hash(view)
@@ -255,7 +258,7 @@ class NamespaceViewContract(ContractBase):
 
     def test_a_view_fits_a_pattern_for_mappings(self, view: Namespace[Any]) -> None:
         view.update(a=1, b=2)
-        mapping: Mapping[str, Any] = view
+        mapping: Any = view
         match mapping:
             case {"a": found}:
                 assert found == 1

@@ -279,7 +279,8 @@ class OneEntryContract(ContractBase):
 
     def test_changing_what_was_read_changes_no_store(self, store: Storage) -> None:
         store.set("key", {"a": [1]}, metadata={"tags": ["x"]})
-        store.get("key")["a"].append(2)
+        value: Any = store.get("key")
+        value["a"].append(2)
         store.get_many(["key"])["key"]["a"].append(2)
         store.get_metadata("key")["tags"].append("y")
         entry = store.get_entry("key")

@@ -38,7 +38,7 @@ ALWAYS_FREE = {"close", "namespace"}
 
 
 def _public_verbs(kind: type) -> set[str]:
-    return {name for name, member in inspect.getmembers(kind, callable) if not name.startswith("_")}
+    return {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith("_")}
 
 
 class StoreContract(ContractBase):
@@ -173,7 +173,8 @@ class ErrorsContract(ContractBase):
     def test_errors_with_more_to_tell_keep_it(self) -> None:
         conflict = VersionConflictError("conflict", 3, 7)
         batch = BatchError("batch", {"a": conflict}, LoadReport(loaded=1, failed=1, problems=()))
-        for again in (_pickled(batch), copy.copy(batch), copy.deepcopy(batch)):
+        copies: tuple[Any, ...] = (_pickled(batch), copy.copy(batch), copy.deepcopy(batch))
+        for again in copies:
             assert again.report == batch.report
             assert (again.errors["a"].expected, again.errors["a"].actual) == (3, 7)
 

@@ -89,7 +89,7 @@ class TypedViewContract(ContractBase):
         people.load([("f", Person("F"))])
         people.setdefault("g", Person("G"))
         assert [people[key].name for key in people] == ["A", "B", "C", "D", "E", "F", "G"]
-        assert store.get("f", namespace="people")["name"] == "F"
+        assert store.namespace("people")["f"]["name"] == "F"
 
     def test_modify_works_on_structs(self, store: Storage, people: Namespace[Person]) -> None:
         people["ada"] = Person("Ada", 36)
@@ -99,7 +99,7 @@ class TypedViewContract(ContractBase):
             return person
 
         assert not difference(people.modify("ada", birthday), Person("Ada", 37))
-        assert store.get("ada", namespace="people")["age"] == 37
+        assert store.namespace("people")["ada"]["age"] == 37
         assert people.modify("bob", birthday, default=Person("Bob")).age == 1
 
     def test_pop_and_popitem_give_structs(self, people: Namespace[Person]) -> None:
