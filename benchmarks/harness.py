@@ -12,7 +12,7 @@ import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from benchmarks.peers import PEERS
 from benchmarks.subjects import Memory, Raw, Sqlite, Subject
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.workload import Operation, Workload
+
+T = TypeVar("T")
 
 SUBJECTS: Final[tuple[type[Subject], ...]] = (Raw, Sqlite, Memory, *PEERS)
 MEASURE: Final = Raw.name
@@ -79,7 +81,7 @@ def run(
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
             with ExitStack() as stack:
-                turns = _rotated(subjects, number)
+                turns = rotated(subjects, number)
                 for subject in turns:
                     place = directory / subject.name
                     place.mkdir()
@@ -122,7 +124,7 @@ def _measure(operation: Operation, subjects: Sequence[Subject], workload: Worklo
     weights = dict.fromkeys(seconds, 0)
     gc.collect()
     for number, part in enumerate(operation.parts(workload)):
-        for subject in _rotated(able, number):
+        for subject in rotated(able, number):
             sample = _sample(part, subject)
             seconds[subject.name] += timed(operation.run, subject, sample)
             weights[subject.name] += operation.weigh(workload, sample)
@@ -148,9 +150,7 @@ def _complete(subjects: Sequence[Subject], workload: Workload, *, was_timed: boo
                 subject.fill(part[done:])
 
 
-def _rotated(subjects: Sequence[Subject], by: int) -> list[Subject]:
+def rotated(values: Sequence[T], by: int) -> list[T]:
     """The same order, begun elsewhere: everybody is first in turn, and raw and this library stay neighbours."""
-    if not subjects:
-        return []
-    start = by % len(subjects)
-    return [*subjects[start:], *subjects[:start]]
+    start = by % max(1, len(values))
+    return [*values[start:], *values[:start]]

@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.harness import timed
+from benchmarks.harness import rotated, timed
 from benchmarks.subjects import Raw, Sqlite, Subject
 from benchmarks.workload import KINDS, make_workload
 
@@ -50,7 +50,7 @@ def measure_opening(entries: int, directory: Path, tell: Callable[[str], None]) 
     tell("opening")
     for turn in range(_TIMES):
         for kind in OPENED:
-            for file in FILES:
+            for file in rotated(FILES, turn):
                 place = directory / kind.name / (file if file != "new" else f"new{turn}")
                 place.mkdir(exist_ok=True)
                 subject = kind()

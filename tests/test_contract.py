@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 import mycelia_storage.testing
-from mycelia_storage import open_storage
+from mycelia_storage import CapacityError, ConfigError, open_storage
 from mycelia_storage.testing import ContractBase, StorageContract, difference
 from mycelia_storage.testing._rewrite import PARTS
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage import Storage
     from mycelia_storage.options import StorageOptions
+    from mycelia_storage.testing import FakeClock
 
 
 class TestMemory(StorageContract):
@@ -28,10 +29,43 @@ class TestMemory(StorageContract):
     def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
         return open_storage("memory:", **options)
 
+    def test_a_full_store_takes_no_more(self, tmp_path: Path, clock: FakeClock) -> None:
+        with self.open_store(tmp_path, clock=clock, capacity=3) as store:
+            store.set_many({"a": 1, "b": 2})
+            with pytest.raises(CapacityError):
+                store.set_many({"c": 3, "d": 4})
+            store.set("c", 3, namespace="other", ttl=1)
+            store.set("a", 5)
+            with pytest.raises(CapacityError):
+                store.set("d", 4)
+            assert (store.count(), store.count(namespace="other"), store.get("a")) == (2, 1, 5)
+            clock.advance(1)
+            store.set("d", 4)
+            with store.transaction() as tx:
+                tx.delete("d")
+                tx.set("e", 5)
+                with pytest.raises(CapacityError):
+                    tx.set("f", 6)
+            assert store.list_keys() == ["a", "b", "e"]
+
 
 class TestSQLite(StorageContract):
     def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
         return open_storage(directory / "store.db", **options)
+
+    def test_durable_is_refused_where_nothing_is_ever_synchronized(self, tmp_path: Path) -> None:
+        with self.open_store(tmp_path, synchronous="OFF") as store:
+            calls = (
+                lambda: store.set("a", 1, durable=True),
+                lambda: store.set_many({"a": 1}, durable=True),
+                lambda: store.delete("a", durable=True),
+                lambda: store.run_transaction(lambda tx: tx.set("a", 1), durable=True),
+            )
+            for call in calls:
+                with pytest.raises(ConfigError, match="durable"):
+                    call()
+            assert store.list_keys() == []
+            store.set("a", 1)
 
 
 class TestSQLiteWithoutWal(StorageContract):

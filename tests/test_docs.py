@@ -64,7 +64,7 @@ class Block:
     language: str
     line: int
     is_run: bool
-    lines: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list[str])
 
 
 @dataclass
@@ -89,6 +89,8 @@ def blocks_of(page: Path) -> list[Block]:
         elif line.startswith("```"):
             current = Block(line.removeprefix("```").strip(), number + 1, before.strip() != NOT_RUN)
             blocks.append(current)
+        else:
+            assert not line.lstrip().startswith("```"), f"{page}:{number}: an indented block is not looked at"
         if line.strip():
             before = line
     assert current is None, f"{page}: a block is not closed"
@@ -101,11 +103,20 @@ def prose_of(page: Path) -> str:
     return re.sub(r"<!--.*?-->|`[^`\n]*`", "", text, flags=re.DOTALL)
 
 
-def table_rows(page: Path) -> Iterator[list[str]]:
-    """The cells of every row of every table."""
+def rows_of(page: Path, *headings: str) -> list[list[str]]:
+    """The cells of every row of the page's tables that have these headings."""
+    rows: list[list[str]] = []
+    is_inside = False
     for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("|"):
-            yield [cell.strip() for cell in line.strip("|").split("|")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells == list(headings):
+            is_inside = True
+        elif not cells:
+            is_inside = False
+        elif is_inside and set(cells) != {"---"}:
+            rows.append(cells)
+    assert rows, f"{page}: no table has the headings {headings}"
+    return rows
 
 
 # ---- examples
@@ -277,9 +288,8 @@ def looks_like_path(name: str) -> bool:
 
 
 def test_contributing_leaves_no_source_file_out() -> None:
-    named = {
-        name for row in table_rows(ROOT / "CONTRIBUTING.md") if len(row) == 3 for name in names_in(row[1])
-    }  # fmt: skip
+    rows = rows_of(ROOT / "CONTRIBUTING.md", "layer", "file", "responsibility")
+    named = {name for row in rows for name in names_in(row[1])}
     missing: list[str] = []
     for path in PACKAGE.rglob("*.py"):
         file = path.relative_to(PACKAGE)
@@ -305,14 +315,12 @@ def test_set_can_be_followed_as_contributing_says() -> None:
 
 
 def test_every_option_is_documented_with_its_default() -> None:
-    documented = {
-        row[0].strip("`"): row[1].strip("`") for row in table_rows(ROOT / "docs" / "configuration.md") if len(row) == 3
-    }
-    expected: dict[str, object] = {"db_path": DEFAULT_TARGET, "base_dir": None}
-    defaults = Options(backend="sqlite")
-    for name in StorageOptions.__annotations__:
-        default = expected[name] if name in expected else getattr(defaults, name)
-        assert evaluated(documented[name]) == default, name
+    rows = rows_of(ROOT / "docs" / "configuration.md", "option", "default", "what it does")
+    documented = {row[0].strip("`"): evaluated(row[1].strip("`")) for row in rows}
+    elsewhere: dict[str, object] = {"db_path": DEFAULT_TARGET, "base_dir": None}
+    options = Options(backend="sqlite")
+    defaults = {name: getattr(options, name, elsewhere.get(name)) for name in StorageOptions.__annotations__}
+    assert documented == defaults
 
 
 def evaluated(text: str) -> object:
@@ -328,13 +336,14 @@ def evaluated(text: str) -> object:
 
 def test_every_error_is_documented() -> None:
     page = ROOT / "docs" / "errors.md"
-    rows = {row[0].strip("`"): row for row in table_rows(page) if len(row) == 4}
+    found = rows_of(page, "error", "code", "retryable", "what it means, what to do")
+    rows = {row[0].strip("`"): row for row in found}
     classes = {
         name: kind
         for name, kind in vars(errors).items()
         if isinstance(kind, type) and issubclass(kind, StorageError) and kind is not StorageError
     }
-    assert set(rows) - {"error", "---"} == set(classes)
+    assert set(rows) == set(classes)
     tree = "\n".join(next(block for block in blocks_of(page) if block.language == "text").lines)
     for name, kind in classes.items():
         assert rows[name][1] == f"`{kind.code}`"
@@ -343,11 +352,9 @@ def test_every_error_is_documented() -> None:
 
 
 def test_the_quickstart_names_every_verb() -> None:
-    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    rows = rows_of(ROOT / "docs" / "quickstart.md", "for", "verbs")
     public = {name for name in dir(Storage) if not name.startswith("_")}
-    rows = [row for row in table_rows(ROOT / "docs" / "quickstart.md") if len(row) == 2 and row[0] != "for"]
     assert {name for row in rows for name in names_in(row[1])} == public
-    assert "## Every verb" in text
 
 
 def test_the_versions_agree() -> None:

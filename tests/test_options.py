@@ -267,6 +267,14 @@ def test_a_write_that_another_process_keeps_waiting_is_busy_after_busy_timeout(t
         assert store.get("a") == 2
 
 
+def test_a_journal_mode_that_another_store_keeps_from_changing_is_busy(tmp_path: Path) -> None:
+    with open_storage(tmp_path / "store.db") as store:
+        store.set("a", 1)
+        with pytest.raises(StorageBusyError, match="journal mode"):
+            open_storage(tmp_path / "store.db", wal_mode=False, busy_timeout=0.02)
+        assert store.get("a") == 1
+
+
 def test_the_process_umask_is_left_alone(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

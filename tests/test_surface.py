@@ -187,15 +187,10 @@ def driver_errors() -> list[BaseException]:
         if inspect.isclass(value) and issubclass(value, apsw.Error)
     ]
     codes = apsw.mapping_result_codes | apsw.mapping_extended_result_codes
-    for code in (value for value in codes.values() if isinstance(value, int)):
-        if code & 0xFF not in (
-            apsw.SQLITE_OK,
-            apsw.SQLITE_ROW,
-            apsw.SQLITE_DONE,
-            apsw.SQLITE_NOTICE,
-            apsw.SQLITE_WARNING,
-        ):
-            found.append(apsw.exception_for(code))
+    no_error = (apsw.SQLITE_OK, apsw.SQLITE_ROW, apsw.SQLITE_DONE, apsw.SQLITE_NOTICE, apsw.SQLITE_WARNING)
+    found += [
+        apsw.exception_for(code) for code in codes.values() if isinstance(code, int) and code & 0xFF not in no_error
+    ]
     found.append(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "made by the test"))
     return found
 

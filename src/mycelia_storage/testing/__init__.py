@@ -19,6 +19,9 @@ Run by this project's tests on its own engines, and by whoever writes another en
 that stands still above all. It has to pass them on. An engine that has no part of the contract (no transactions,
 say) takes the parts that it has one by one, as the bases of its test class, in place of `StorageContract`.
 
+Two stores can also be held against each other by random sequences of all verbs: see `DifferentialMachine` in
+`mycelia_storage.testing.differential_verbs`, and `strategies` beside it. These need Hypothesis.
+
 pytest shows what differs in a failed assert only in modules that it has rewritten. Importing this package takes care
 of that for the suite; a module of your own with asserts, imported by your tests, needs a
 `pytest.register_assert_rewrite("its.name")` in your `conftest.py`, before it is imported.
@@ -38,6 +41,7 @@ from mycelia_storage.testing.mapping import NamespaceViewContract
 from mycelia_storage.testing.namespaces import NamespacesContract
 from mycelia_storage.testing.one_entry import OneEntryContract
 from mycelia_storage.testing.store import ErrorsContract, StoreContract
+from mycelia_storage.testing.threads import ThreadsContract
 from mycelia_storage.testing.transactions import (
     NestedTransactionContract,
     ReadOnlyTransactionContract,
@@ -69,6 +73,7 @@ __all__ = [
     "ScanContract",
     "StorageContract",
     "StoreContract",
+    "ThreadsContract",
     "TransactionContract",
     "TypedViewContract",
     "ValuesContract",
@@ -94,6 +99,7 @@ class StorageContract(
     ReadOnlyTransactionContract,
     NestedTransactionContract,
     RunTransactionContract,
+    ThreadsContract,
     ValuesContract,
     KeysContract,
     StoreContract,

@@ -17,6 +17,7 @@ PARTS: Final = (
     "namespaces",
     "one_entry",
     "store",
+    "threads",
     "transactions",
     "typed",
     "values",

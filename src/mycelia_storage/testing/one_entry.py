@@ -189,6 +189,21 @@ class OneEntryContract(ContractBase):
         assert (caught.value.expected, caught.value.actual) == (7, 0)
         assert not store.has("key")
 
+    @pytest.mark.parametrize("version", [-1, 1.0, "1", True, math.nan, [1]], ids=repr)
+    def test_what_is_no_version_is_refused(self, store: Storage, version: Any) -> None:
+        store.set("key", 1)
+        calls = (
+            lambda: store.set("key", 2, if_version=version),
+            lambda: store.modify("key", str, if_version=version),
+            lambda: store.merge("key", {}, if_version=version),
+            lambda: store.delete("key", if_version=version),
+            lambda: store.set_metadata("key", {}, if_version=version),
+        )
+        for call in calls:
+            with pytest.raises(InvalidValueError, match="if_version"):
+                call()
+        assert store.get("key") == 1
+
     def test_a_durable_set_is_a_set(self, store: Storage) -> None:
         version = store.set("key", 1, durable=True)
         assert store.get_entry("key").version == version

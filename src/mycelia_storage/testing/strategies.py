@@ -88,7 +88,7 @@ KEY_LISTS = st.lists(KEYS, max_size=5)
 LIMITS = mostly(st.none() | st.integers(0, 4), [-1, 1.5, "1", True])
 PREFIXES = mostly(st.sampled_from([None, None, "", "a", "a*", "\U0001f600", "\U0010ffff", "x"]), [1])
 PATTERNS = mostly(
-    st.sampled_from([None, None, "*", "a*", "a\\*", "*b", "**", "\\\\", "", "*\uffff*", "a?", "[aB]*"]), [1]
+    st.sampled_from([None, None, "*", "a*", "a\\*", "*b", "**", "\\\\", "", "*\uffff*", "a?", "*[bB]*", "*\\**"]), [1]
 )
 ITEMS = st.lists(st.tuples(KEYS, VALUES), max_size=5)
 PUTS = st.lists(st.tuples(KEYS, VALUES, METADATA, TTLS), max_size=4)

@@ -13,6 +13,7 @@ import pytest
 
 from mycelia_storage import (
     BatchError,
+    InvalidValueError,
     KeyExistsError,
     KeyNotFoundError,
     StorageBusyError,
@@ -483,6 +484,17 @@ class RunTransactionContract(ContractBase):
             store.run_transaction(work, attempts=3)
         assert len(calls) == 3
         assert store.count() == 0
+
+    def test_it_refuses_misused_arguments(self, store: Storage) -> None:
+        wrong: Any
+        for wrong in (0, -1, 1.5, "3", True, None):
+            with pytest.raises(InvalidValueError, match="attempts"):
+                store.run_transaction(repr, attempts=wrong)
+        for wrong in (-1, math.nan, "3", True, [1]):
+            with pytest.raises(InvalidValueError, match="deadline"):
+                store.run_transaction(repr, deadline=wrong)
+            with pytest.raises(InvalidValueError, match="wait"), store.transaction(wait=wrong):
+                pass
 
     def test_it_gives_up_at_its_deadline(self, store: Storage) -> None:
         calls: list[int] = []

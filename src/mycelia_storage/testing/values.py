@@ -220,7 +220,7 @@ class ValuesContract(ContractBase):
     def test_a_tuple_comes_back_as_a_list(self, store: Storage) -> None:
         store.set("key", (1, (2, [3, ()])), metadata={"a": ((),)})
         entry = store.get_entry("key")
-        expected: tuple[Any, Any] = ([1, [2, [3, []]]], {"a": [[]]})
+        expected: tuple[Any, Any] = ([1, [2, [3, list[Any]()]]], {"a": [list[Any]()]})
         assert not difference((entry.value, entry.metadata), expected)
 
     def test_the_same_object_twice_is_no_loop(self, store: Storage) -> None:

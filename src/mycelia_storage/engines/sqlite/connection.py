@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
+from mycelia_storage.errors import StorageBusyError
+
 if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
@@ -76,10 +78,11 @@ def open_to_look(path: str) -> apsw.Connection:
     return connection
 
 
-def set_journal_mode(connection: apsw.Connection, *, wal: bool, timeout: float) -> None:
+def set_journal_mode(connection: apsw.Connection, path: str, *, wal: bool, timeout: float) -> None:
     """Bring the file into WAL mode, or out of it.
 
-    Changing the mode needs the file for itself for a moment and reports busy without asking the busy handler.
+    Changing the mode needs the file for itself for a moment and reports busy without asking the busy handler; after
+    `timeout` seconds that is a StorageBusyError.
     """
     wanted = "wal" if wal else "delete"
     deadline = time.monotonic() + timeout
@@ -91,7 +94,7 @@ def set_journal_mode(connection: apsw.Connection, *, wal: bool, timeout: float) 
         if mode == wanted:
             return
         if time.monotonic() >= deadline:
-            raise apsw.BusyError(f"the journal mode could not be set to {wanted}")
+            raise StorageBusyError(f"{path}: the file is in use, so its journal mode could not be set to {wanted}")
         _pause()
 
 

@@ -106,7 +106,7 @@ class SQLiteEngine:
                 schema.verify(connection, self.path)
             elif version == 1:
                 self._migrate(connection, schema.NEWEST)
-            set_journal_mode(connection, wal=options.wal_mode, timeout=options.busy_timeout)
+            set_journal_mode(connection, self.path, wal=options.wal_mode, timeout=options.busy_timeout)
             if version == 0:
                 self._migrate(connection, schema.NEWEST)
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)

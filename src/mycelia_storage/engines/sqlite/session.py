@@ -273,6 +273,7 @@ class Auto(Statements):
         try:
             return cursor.execute(VALUE, (namespace, key)).get  # type: ignore[no-any-return]
         except DRIVER_ERRORS as error:
+            cursor = cursor.connection.cursor()  # the old one may keep its statement, and so its snapshot, open
             raise self._engine.failure(error) from error
         finally:
             self._idle.put(cursor)
@@ -285,6 +286,7 @@ class Auto(Statements):
         try:
             return _has(cursor.execute(HAS, (namespace, key, now // 1000)).fetchall(), now)
         except DRIVER_ERRORS as error:
+            cursor = cursor.connection.cursor()  # the old one may keep its statement, and so its snapshot, open
             raise self._engine.failure(error) from error
         finally:
             self._idle.put(cursor)
