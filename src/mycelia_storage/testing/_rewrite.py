@@ -11,6 +11,8 @@ import pytest
 
 PARTS: Final = (
     "changing",
+    "differential",
+    "differential_verbs",
     "finding",
     "many",
     "mapping",

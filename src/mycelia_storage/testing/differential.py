@@ -213,12 +213,15 @@ class TwoStores(RuleBasedStateMachine):
     @rule(
         steps=st.lists(st.tuples(st.sampled_from(sorted(SHORT_STEPS)), KEYS, NAMESPACES), max_size=4),
         how=st.sampled_from(["commit", "fail", "fail", "roll back"]),
+        watched=st.booleans(),
     )
-    def a_whole_block(self, steps: list[tuple[str, Any, Any]], how: str) -> None:
+    def a_whole_block(self, steps: list[tuple[str, Any, Any]], how: str, watched: bool) -> None:
         if not self._enter():
             return
         for step, key, namespace in steps:
             self.both(lambda tx: SHORT_STEPS[step](tx, key, namespace))  # noqa: B023
+        if watched:
+            self.stores(lambda store: in_another_thread(lambda: _everything(store)))
         if how == "roll back":
             self.both(lambda tx: tx.rollback())
         self._leave(OwnError("mine") if how == "fail" else None)

@@ -169,6 +169,18 @@ class TransactionContract(ContractBase):
         assert scanned == [1]
         assert in_another_thread(lambda: store.get_many(["a", "b"])) == {"a": 2, "b": 2}
 
+    def test_what_has_expired_stays_so_while_a_transaction_is_open(self, store: Storage, clock: FakeClock) -> None:
+        store.set_many({"gone": 1, "gone too": 2}, ttl=1)
+        clock.advance(1)
+        with store.transaction() as tx:
+            tx.set("new", 1, ttl=5)
+            tx.delete("gone")
+            seen = in_another_thread(lambda: (store.count(), store.list_keys(), store.has("gone"), list(store.scan())))
+            assert (tx.count(), tx.list_keys()) == (1, ["new"])
+            tx.rollback()
+        assert seen == (0, [], False, [])
+        assert (store.count(), store.list_keys()) == (0, [])
+
     def test_others_see_nothing_of_what_was_rolled_back(self, store: Storage) -> None:
         store.set("a", 1)
         with store.transaction() as tx:

@@ -177,8 +177,12 @@ class SQLiteEngine:
             raise StorageClosedError("the store is closed")
 
     def unlock_writer(self) -> None:
-        """Give the writer's lock back."""
-        self._write_lock.release()
+        """Give the writer's lock back. Who gives it back to a closed store closes the writer."""
+        try:
+            if self._closed:
+                self._close_writer()
+        finally:
+            self._write_lock.release()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
@@ -276,6 +280,12 @@ class SQLiteEngine:
     def ended(self, lending: _Lending) -> None:
         """A session has given its connection back."""
         self._sessions.discard(lending)
+
+    def ended_error(self) -> StorageError:
+        """Why a session takes no more calls."""
+        return (
+            StorageClosedError("the store is closed") if self._closed else TransactionError("the transaction has ended")
+        )
 
     # ---- failures
 
@@ -375,23 +385,22 @@ class SQLiteEngine:
             self._closed = True
         for lending in list(self._sessions):
             lending.rollback()
-        while True:
+        deadline = time.monotonic() + self._options.busy_timeout
+        for _ in range(self._readers_made):
             try:
-                self.idle_readers.get_nowait().connection.close()
+                cursor = self.idle_readers.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                break
-        if self._write_lock.acquire(timeout=self._options.busy_timeout):
-            try:
-                self._close_writer()
-            finally:
-                self._write_lock.release()
+                break  # a read that takes so long keeps its connection until it is collected
+            cursor.connection.close()
+        if self._write_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            self.unlock_writer()
 
     def _close_writer(self) -> None:
         try:
             # Before close(), which would hold the interpreter lock for as long as a big -wal takes.
             if not self._options.read_only:
                 self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except apsw.BusyError:
+        except (apsw.BusyError, apsw.ConnectionClosedError):
             pass
         except DRIVER_ERRORS as error:
             raise self.failure(error) from error
@@ -408,6 +417,8 @@ class _Lending:
         self._engine = engine
         self._connection = connection
         self._give_back: Callable[[apsw.Connection], None] | None = give_back
+        # close() ends a session from another thread: between two of its calls, never within one.
+        self._lock = threading.RLock()
 
     def reading(self) -> _Lending:
         return self
@@ -415,37 +426,44 @@ class _Lending:
     writing = reading
 
     def __enter__(self) -> apsw.Connection:
+        self._lock.acquire()
         if self._give_back is None or not self._connection.in_transaction:
-            raise TransactionError("the transaction has ended")
+            self._lock.release()
+            raise self._engine.ended_error()
         return self._connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, DRIVER_ERRORS):
-            # SQLite undoes the statement, or everything, depending on the error: for the caller it is everything.
-            roll_back(self._connection)
-            raise self._engine.failure(error) from error
+        try:
+            if isinstance(error, DRIVER_ERRORS):
+                # SQLite undoes the statement, or everything, depending on the error: for the caller it is everything.
+                roll_back(self._connection)
+                raise self._engine.failure(error) from error
+        finally:
+            self._lock.release()
 
     def commit(self) -> None:
-        with self as connection:
-            pass
-        try:
-            connection.execute(COMMIT)
-        except DRIVER_ERRORS as error:
-            raise self._engine.failure(error, committing=True) from error
-        finally:
-            self.rollback()
+        with self._lock:
+            try:
+                with self as connection:
+                    pass
+                connection.execute(COMMIT)
+            except DRIVER_ERRORS as error:
+                raise self._engine.failure(error, committing=True) from error
+            finally:
+                self.rollback()
 
     def rollback(self) -> None:
-        give_back, self._give_back = self._give_back, None
-        if give_back is None:
-            return
-        self._engine.ended(self)
-        try:
-            roll_back(self._connection)
-        finally:
-            give_back(self._connection)
+        with self._lock:
+            give_back, self._give_back = self._give_back, None
+            if give_back is None:
+                return
+            self._engine.ended(self)
+            try:
+                roll_back(self._connection)
+            finally:
+                give_back(self._connection)
 
 
 class _PageByPage(Statements):
