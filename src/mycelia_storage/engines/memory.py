@@ -83,6 +83,8 @@ class _State:
         self.floor = 0
         # When what may expire, soonest first. A row that was written again since leaves its old place standing.
         self.expiring: list[tuple[int, str, str]] = []
+        # What the open transaction has taken from that order; until it commits, the rows are there for all others.
+        self.taken: list[tuple[int, str, str]] = []
         self.is_snapshot = False
 
     def expect(self, namespace: str, rows: Iterable[Row | None]) -> None:
@@ -156,7 +158,6 @@ class _View:
         self._state = state
         self._changes = changes
         self._capacity = capacity
-        self._taken: list[tuple[int, str, str]] = []
 
     # ---- reading
 
@@ -187,7 +188,8 @@ class _View:
 
     def _nothing_is_due(self, now: int) -> bool:
         expiring = self._state.expiring
-        return not self._state.is_snapshot and (not expiring or expiring[0][0] > now // 1000)
+        is_known = not self._state.is_snapshot and not self._state.taken
+        return is_known and (not expiring or expiring[0][0] > now // 1000)
 
     def _live_keys(self, namespace: str, span: KeyRange, now: int, *, reverse: bool = False) -> Iterable[str]:
         keys = self._all_keys(namespace, span.low, span.high)
@@ -317,8 +319,9 @@ class _View:
     def purge(self, now: int, limit: int) -> int:
         expiring, removed = self._state.expiring, 0
         while removed < limit and expiring and expiring[0][0] <= now // 1000:
-            due = heappop(expiring)
-            self._taken.append(due)
+            due = expiring[0]
+            self._state.taken.append(due)  # first this, so that a reader at any moment knows
+            heappop(expiring)
             expires_at, namespace, key = due
             row = self._row(namespace, key)
             if row is not None and row.expires_at == expires_at:
@@ -354,7 +357,7 @@ class MemorySession(_View):
         if not self._read_only:
             with self._engine.lock:
                 self._changes.apply(self._state)
-            self._taken.clear()
+            self._state.taken.clear()
         self.rollback()
 
     def rollback(self) -> None:
@@ -377,9 +380,9 @@ class MemorySession(_View):
 
     def _put_back(self) -> None:
         """What purge took from the order of expiry, and may be there again."""
-        for due in self._taken:
+        for due in self._state.taken:
             heappush(self._state.expiring, due)
-        self._taken.clear()
+        self._state.taken.clear()
 
 
 class MemoryAuto(_View):

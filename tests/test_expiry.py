@@ -1,0 +1,77 @@
+"""Hazard: what has expired comes back to life, or what is alive is cleaned up with it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mycelia_storage import Storage, open_storage
+from mycelia_storage.testing import FakeClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return "memory:" if request.param == "memory" else tmp_path / "store.db"
+
+
+def seen_by_another_thread(store: Storage) -> tuple[int, list[str], bool, list[str]]:
+    found: list[tuple[int, list[str], bool, list[str]]] = []
+
+    def look() -> None:
+        found.append((store.count(), store.list_keys(), store.has("a"), [entry.key for entry in store.scan()]))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback", "savepoint"])
+def test_a_clean_up_inside_an_open_transaction_brings_nothing_back_for_others(target: Any, ends: str) -> None:
+    clock = FakeClock()
+    with open_storage(target, clock=clock) as store:
+        store.set("a", 0, ttl=1)
+        clock.advance(1)
+        with store.transaction() as tx:
+            if ends == "savepoint":
+                with tx.transaction() as inner:
+                    inner.set("b", 1, ttl=5)  # a write with an expiry cleans up along the way
+                    inner.rollback()
+            else:
+                tx.set("b", 1, ttl=5)
+            assert seen_by_another_thread(store) == (0, [], False, [])
+            if ends != "commit":
+                tx.rollback()
+        expected = ["b"] if ends == "commit" else []
+        assert seen_by_another_thread(store) == (len(expected), expected, False, expected)
+        store.optimize()
+        assert store.list_keys() == expected
+
+
+def test_every_clean_up_leaves_what_is_alive(target: Any) -> None:
+    clock = FakeClock()
+    with open_storage(target, clock=clock) as store:
+        for number in range(100):
+            store.set(f"{number:03}", number, ttl=number + 1)
+        for number in range(100):
+            clock.advance(1)
+            store.set("other", number, namespace="other", ttl=0.5)
+            assert store.count() == 99 - number
+            assert store.list_keys(limit=1) == ([f"{number + 1:03}"] if number < 99 else [])
+        assert store.check().entries == 1
+
+
+def test_the_last_millisecond_counts(target: Any) -> None:
+    clock = FakeClock()
+    with open_storage(target, clock=clock) as store:
+        store.set("a", 1, ttl=0.0021)  # rounded up to 3 ms
+        clock.advance(0.002)
+        assert store.get("a") == 1
+        clock.advance(0.001)
+        assert store.get("a") is None
+        assert store.add("a", 2)
