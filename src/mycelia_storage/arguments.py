@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import enum
 import math
+import threading
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
 
 from mycelia_storage.errors import InvalidValueError
 
 _MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
+_MAX_TTL_SECONDS: Final = 7_000 * 365 * 86_400
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -39,6 +41,8 @@ def ttl_ms(ttl: float | timedelta | None) -> int | None:
     """A time to live in whole milliseconds, rounded up."""
     if ttl is None:
         return None
+    if isinstance(ttl, int | float) and ttl > _MAX_TTL_SECONDS:
+        raise InvalidValueError("ttl: it is longer than 7,000 years; None means that the entry stays")
     if isinstance(ttl, timedelta):
         microseconds = ttl // _MICROSECOND
     elif isinstance(ttl, bool) or not isinstance(ttl, int | float):
@@ -81,6 +85,8 @@ def check_whole(name: str, value: object, *, least: int) -> int:
 def check_duration(name: str, value: object, *, least: float = 0.0) -> float:
     """A duration in seconds, or a timedelta, as seconds."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, int | float) and seconds > threading.TIMEOUT_MAX:
+        raise InvalidValueError(f"{name}: it is longer than {threading.TIMEOUT_MAX:,.0f} seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise InvalidValueError(f"{name}: seconds or a timedelta are needed, not {type(value).__name__}")
     if not seconds >= least or math.isinf(seconds):

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mycelia_storage.arguments import MISSING
-from mycelia_storage.codec import MAX_INT, MIN_INT, show_path
+from mycelia_storage.codec import MAX_DEPTH, MAX_INT, MIN_INT, show_path
 from mycelia_storage.errors import InvalidValueError
 from mycelia_storage.paths import Segments, parse_path
 
@@ -56,6 +56,8 @@ def _parse(field: object) -> Segments:
         segments = parse_path(field)
     except ValueError as error:
         raise InvalidValueError(f"field: {field!r} is no path: {error}") from None
+    if len(segments) > MAX_DEPTH:
+        raise InvalidValueError(f"field: {len(segments):,} segments lead deeper than a document's {MAX_DEPTH} levels")
     if isinstance(segments[0], str) and field.startswith("$"):
         raise InvalidValueError(f"field: {field!r} is a special name; a member of that name is written in quotes")
     return segments
@@ -65,8 +67,11 @@ def _sum(old: Any, by: Number, place: str) -> Number:
     if type(old) is not int and type(old) is not float:
         raise InvalidValueError(f"{place} is no number but {_kind(old)}: nothing can be added to it")
     if type(old) is float and isinstance(by, int):
-        raise InvalidValueError(f"{place} is a float, and the step {by} an int: give {float(by)!r}")
-    total = old + by
+        raise InvalidValueError(f"{place} is a float, and the step an int: give a float, such as 1.0")
+    try:
+        total = old + by
+    except OverflowError:
+        raise InvalidValueError(f"{place} would leave the range of a float") from None
     if isinstance(total, float):
         if not math.isfinite(total):
             raise InvalidValueError(f"{place} would leave the range of a float")

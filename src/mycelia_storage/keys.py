@@ -12,6 +12,8 @@ from mycelia_storage.errors import InvalidKeyError, InvalidNamespaceError, Inval
 DEFAULT_NAMESPACE: Final = "default"
 MAX_KEY_BYTES: Final = 1024
 MAX_NAMESPACE_BYTES: Final = 255
+# Twice a key's bytes, and as many stars again: what is longer can match nothing.
+MAX_PATTERN: Final = 4096
 
 _known_namespaces: set[str] = {DEFAULT_NAMESPACE}
 _MAX_KNOWN: Final = 4096
@@ -90,7 +92,10 @@ def key_range(
         high = successor(low)
     pieces = None
     if pattern is not None:
-        pieces = _pieces(_check_text(pattern, "pattern"))
+        text = _check_text(pattern, "pattern")
+        if len(text) > MAX_PATTERN:
+            raise InvalidValueError(f"pattern: {len(text):,} characters are more than {MAX_PATTERN:,}")
+        pieces = _pieces(text)
         first = pieces[0]
         low = max(low, first)
         # Without a star the pattern is one key. No key holds U+0000, so key + U+0000 is the very next place.

@@ -42,8 +42,8 @@ T = TypeVar("T")
 D = TypeVar("D")
 T_co = TypeVar("T_co", covariant=True)
 
-# The one message of msgspec's validation that shows the value.
-_ENUM_VALUE: Final = re.compile(r"^Invalid enum value .*?(?=( - at `|$))", re.DOTALL)
+# The messages of msgspec's validation that show the value: of enums and of tagged unions.
+_SHOWN_VALUE: Final = re.compile(r"^Invalid (enum )?value .*(?=( - at `)|$)", re.DOTALL)
 
 
 @runtime_checkable
@@ -277,6 +277,7 @@ class Namespace(Generic[T]):
         if not isinstance(patch, Mapping):
             raise InvalidValueError(f"patch: {type(patch).__name__} is not a mapping")
         changes = dict(patch)
+        check(changes, "patch")
 
         def merge(value: object) -> object:
             merged = merge_patch(value, changes)
@@ -547,6 +548,11 @@ class _Items(ItemsView[str, T]):
         super().__init__(cast("Mapping[str, T]", namespace))
         self._namespace = namespace
 
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2 or item[0] not in self._namespace:
+            return False
+        return bool(self._namespace.get(item[0]) == item[1])
+
     def __iter__(self) -> Iterator[tuple[str, T]]:
         return ((entry.key, entry.value) for entry in self._namespace.scan())
 
@@ -559,6 +565,8 @@ def _first_lost(stored: object, kept: object) -> list[str | int] | None:
             if lost is not None:
                 return [*lost, name]
     elif isinstance(stored, list) and isinstance(kept, list | tuple):
+        if len(stored) > len(kept):
+            return [len(kept)]
         for index, (value, other) in enumerate(zip(stored, kept, strict=False)):
             lost = _first_lost(value, other)
             if lost is not None:
@@ -572,4 +580,4 @@ def _is_same_kind(converted: object, value: object) -> bool:
 
 
 def _without_value(error: msgspec.ValidationError) -> str:
-    return _ENUM_VALUE.sub("Invalid enum value", str(error))
+    return _SHOWN_VALUE.sub("Invalid value", str(error))

@@ -178,7 +178,7 @@ def _snake(given: Mapping[Any, Any]) -> dict[str, object]:
         if known in _DURATIONS and name != known:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}: a number of milliseconds is needed, not {_text(value)}")
-            if value / 1000 > _MAX_SECONDS:
+            if value > 1000 * _MAX_SECONDS:
                 raise ConfigError(f"{name}: {value} milliseconds are more than an hour")
             options[known] = value / 1000
         else:
@@ -202,6 +202,8 @@ def _resolve(path: object, base_dir: object) -> str:
         resolved = os.path.realpath(os.path.join(base, name))
         if os.path.commonpath([base, resolved]) != base or resolved == base:
             raise ConfigError(f"db_path: {name!r} leads out of base_dir {base!r}")
+    if os.path.exists(resolved) and not os.path.isfile(resolved) and not os.path.isdir(resolved):
+        raise ConfigError(f"db_path: {name!r} is no regular file")
     if os.path.isdir(resolved) or name.endswith("/"):
         raise ConfigError(f"db_path: {name!r} is a directory, and a file is needed")
     return resolved
@@ -245,6 +247,8 @@ def _seconds(name: str, value: object) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ConfigError(f"{name}: {_text(value)} is neither a number of seconds nor a timedelta")
+    if isinstance(seconds, int):
+        seconds = min(seconds, 2**60)
     if math.isnan(seconds) or seconds < 0:
         raise ConfigError(f"{name}: {_text(value)} is no duration: 0 seconds or more are needed")
     if seconds > _MAX_SECONDS:

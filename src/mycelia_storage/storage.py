@@ -74,8 +74,8 @@ def _open_engine(options: Options) -> Engine:
 class Storage(Verbs):
     """An open store, for any number of threads. Close it, or use it as a context manager.
 
-    Every verb is a transaction of its own: when it returns, its change is there for everybody and survives the end of
-    this process; when it raises, nothing was changed.
+    Every verb but `load` is a transaction of its own: when it returns, its change is there for everybody and survives
+    the end of this process; when it raises, nothing was changed.
     """
 
     def __init__(self, engine: Engine, options: Options) -> None:
@@ -252,7 +252,7 @@ class Storage(Verbs):
         return result
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
-        engine = self._home.engine()
+        engine, now = self._home.engine(), self._now()
         try:
             slot = self._scan_slots.pop()
         except IndexError:
@@ -273,7 +273,7 @@ class Storage(Verbs):
             self._scan_slots.append(slot)
             snapshot.rollback()
 
-        return rows, end, self._now()
+        return rows, end, now
 
 
 def _every_row(snapshot: Snapshot, namespace: str) -> Iterator[Row]:

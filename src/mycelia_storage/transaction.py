@@ -36,7 +36,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ISOLATIONS = get_args(Isolation)
-Caller: TypeAlias = tuple[int, int]
+# A thread and a task: objects of their own, because the numbers of those that ended are used again.
+Caller: TypeAlias = tuple[object, object]
+_of_thread = threading.local()
 
 
 class Home:
@@ -48,7 +50,7 @@ class Home:
         self.max_value_bytes = options.max_value_bytes
         self.read_only = options.read_only
         self._can_be_durable = options.synchronous != "OFF"
-        self.inside: dict[Caller, int] = {}
+        self.inside: set[Caller] = set()
         self.is_closed = False
 
     def engine(self) -> Engine:
@@ -74,12 +76,12 @@ class Home:
     def enter(self) -> Caller:
         """Note that the calling thread or task is inside a write transaction."""
         who = _caller()
-        self.inside[who] = self.inside.get(who, 0) + 1
+        self.inside.add(who)
         return who
 
     def leave(self, who: Caller) -> None:
         """Note that it no longer is."""
-        self.inside.pop(who, None)
+        self.inside.discard(who)
 
     def refuse_inside(self) -> None:
         """Raise TransactionError where the caller is inside a write transaction."""
@@ -165,9 +167,14 @@ class Transaction(Verbs):
                 read_only=self._is_read_only, isolation=self._isolation, durable=self._durable, wait=self._wait
             )
             self._alone.session = self._session
-            self._time = self._home.now()
-            if not self._is_read_only:
-                self._caller = self._home.enter()
+            try:
+                self._time = self._home.now()
+                if not self._is_read_only:
+                    self._caller = self._home.enter()
+            except BaseException:
+                self._session.rollback()
+                self._finish()
+                raise
         return self
 
     def __exit__(
@@ -178,7 +185,9 @@ class Transaction(Verbs):
                 self._finish()  # ended by rollback(), its own or that of the transaction around it
                 return
             if error is not None:
-                self.rollback()
+                # Where an error of the engine has ended everything already, that error is the one to see.
+                with contextlib.suppress(TransactionError, StorageClosedError):
+                    self.rollback()
                 return
             try:
                 session = self._open_session()
@@ -188,6 +197,12 @@ class Transaction(Verbs):
                     session.release(self._savepoint)
             finally:
                 self._finish()
+
+    def __del__(self) -> None:
+        # Left open and forgotten: what the session held it gives back itself.
+        caller = getattr(self, "_caller", None)
+        if caller is not None:
+            self._home.leave(caller)
 
     def rollback(self) -> None:
         """Undo everything and end the transaction; the block may be left as usual then."""
@@ -278,12 +293,16 @@ class Transaction(Verbs):
 
 def _caller() -> Caller:
     """Who is calling: the thread, and within an event loop the task."""
+    try:
+        thread: object = _of_thread.token
+    except AttributeError:
+        thread = _of_thread.token = object()
     task: object = None
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         with contextlib.suppress(RuntimeError):  # no event loop runs in this thread
             task = asyncio.current_task()
-    return threading.get_ident(), id(task) if task is not None else 0
+    return thread, task
 
 
 def _nothing() -> None:

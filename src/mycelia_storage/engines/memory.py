@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from bisect import bisect_left
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -21,6 +22,7 @@ from mycelia_storage.errors import (
     ConfigError,
     StorageBusyError,
     StorageClosedError,
+    StorageError,
     TransactionError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE, matches
@@ -262,7 +264,11 @@ class _View:
 
     # ---- writing
 
+    def _check_open(self) -> None:
+        """Raise where nothing may be written any more."""
+
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        self._check_open()
         if not rows:
             return []
         self._make_room(namespace, rows, now)
@@ -300,6 +306,7 @@ class _View:
         )
 
     def _remove(self, namespace: str, rows: Iterable[Row], now: int) -> int:
+        self._check_open()
         live = 0
         for row in list(rows):
             self._changes.rows.setdefault(namespace, {})[row.key] = None
@@ -330,6 +337,7 @@ class _View:
         return removed
 
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
+        self._check_open()
         changed = self._changes.registered
         known = changed[namespace] if namespace in changed else self._state.registered.get(namespace)
         if known is not None:
@@ -338,6 +346,7 @@ class _View:
         return True
 
     def unregister(self, namespace: str) -> None:
+        self._check_open()
         self._changes.registered[namespace] = None
 
 
@@ -351,9 +360,16 @@ class MemorySession(_View):
         self._points: list[_Changes] = []
         self._is_open = True
 
-    def commit(self) -> None:
+    def __del__(self) -> None:
+        # Nobody has it any more, and nobody ended it: an exception came between beginning and keeping it.
+        self.rollback()
+
+    def _check_open(self) -> None:
         if not self._is_open:
-            raise TransactionError("the transaction has ended")
+            raise self._engine.ended_error()
+
+    def commit(self) -> None:
+        self._check_open()
         if not self._read_only:
             with self._engine.lock:
                 self._changes.apply(self._state)
@@ -367,13 +383,16 @@ class MemorySession(_View):
             self._engine.ended(self, read_only=self._read_only)
 
     def savepoint(self) -> int:
+        self._check_open()
         self._points.append(self._changes.copy())
         return len(self._points)
 
     def release(self, savepoint: int) -> None:
+        self._check_open()
         del self._points[savepoint - 1 :]
 
     def rollback_to(self, savepoint: int) -> None:
+        self._check_open()
         self._put_back()
         self._changes = self._points[savepoint - 1]
         self.release(savepoint)
@@ -427,19 +446,19 @@ class MemoryAuto(_View):
             return super().namespaces()
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        return self._write(lambda session: session.put(namespace, rows, now))
+        return self._write(lambda session: session.put(namespace, rows, self._engine.time(now)))
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
-        return self._write(lambda session: session.delete(namespace, keys, now))
+        return self._write(lambda session: session.delete(namespace, keys, self._engine.time(now)))
 
     def clear(self, namespace: str | None, now: int) -> int:
-        return self._write(lambda session: session.clear(namespace, now))
+        return self._write(lambda session: session.clear(namespace, self._engine.time(now)))
 
     def purge(self, now: int, limit: int) -> int:
-        return self._write(lambda session: session.purge(now, limit))
+        return self._write(lambda session: session.purge(self._engine.time(now), limit))
 
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
-        return self._write(lambda session: session.register(namespace, metadata, now))
+        return self._write(lambda session: session.register(namespace, metadata, self._engine.time(now)))
 
     def unregister(self, namespace: str) -> None:
         self._write(lambda session: session.unregister(namespace))
@@ -466,7 +485,7 @@ class MemoryEngine:
         self._clock = options.clock
         self._write_lock = threading.Lock()
         self._state = _State()
-        self._sessions: set[MemorySession] = set()
+        self._sessions: weakref.WeakSet[MemorySession] = weakref.WeakSet()
         self._closed = False
         self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self._clock() * 1000))
         self.auto: Primitives = MemoryAuto(self, self._state)
@@ -507,6 +526,16 @@ class MemoryEngine:
         self._sessions.discard(session)
         if not read_only:
             self._write_lock.release()
+
+    def time(self, now: int) -> int:
+        """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
+        return max(now, round(self._clock() * 1_000_000))
+
+    def ended_error(self) -> StorageError:
+        """Why a session takes no more calls."""
+        if self._closed:
+            return StorageClosedError("the store is closed")
+        return TransactionError("the transaction has ended")
 
     def status(self) -> EngineStatus:
         """How full it is."""

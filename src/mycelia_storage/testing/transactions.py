@@ -290,7 +290,7 @@ class ReadOnlyTransactionContract(ContractBase):
     """`transaction(read_only=True)`."""
 
     @pytest.fixture
-    def store(self, tmp_path: Path, clock: FakeClock) -> Iterator[Storage]:
+    def impatient(self, tmp_path: Path, clock: FakeClock) -> Iterator[Storage]:
         with self.open_store(tmp_path, clock=clock, busy_timeout=0.2) as store:
             yield store
 
@@ -313,24 +313,24 @@ class ReadOnlyTransactionContract(ContractBase):
         assert not difference(store.get_entry("key"), before)
         assert store.count(namespace="place") == 1
 
-    def test_it_sees_one_moment(self, store: Storage, clock: FakeClock) -> None:
-        store.set("a", 1)
-        store.set("brief", 1, ttl=1)
-        with store.transaction(read_only=True) as tx:
+    def test_it_sees_one_moment(self, impatient: Storage, clock: FakeClock) -> None:
+        impatient.set("a", 1)
+        impatient.set("brief", 1, ttl=1)
+        with impatient.transaction(read_only=True) as tx:
             assert tx.get("a") == 1
-            written = self.write_beside(lambda: in_another_thread(lambda: store.set_many({"a": 2, "b": 2})))
+            written = self.write_beside(lambda: in_another_thread(lambda: impatient.set_many({"a": 2, "b": 2})))
             clock.advance(1)
             assert tx.get("brief") == 1
             assert tx.get("a") in ([1] if self.snapshots else [1, 2])
             assert tx.list_keys() == ["a", "brief"] or not self.snapshots
-        assert store.get_many(["a", "b", "brief"]) == ({"a": 2, "b": 2} if written else {"a": 1})
+        assert impatient.get_many(["a", "b", "brief"]) == ({"a": 2, "b": 2} if written else {"a": 1})
 
-    def test_the_store_may_be_used_beside_it(self, store: Storage) -> None:
-        store.set("a", 1)
-        with store.transaction(read_only=True) as tx:
-            assert (tx.get("a"), store.get("a")) == (1, 1)
-            written = self.write_beside(lambda: store.set("b", 1))
-        assert store.list_keys() == (["a", "b"] if written else ["a"])
+    def test_the_store_may_be_used_beside_it(self, impatient: Storage) -> None:
+        impatient.set("a", 1)
+        with impatient.transaction(read_only=True) as tx:
+            assert (tx.get("a"), impatient.get("a")) == (1, 1)
+            written = self.write_beside(lambda: impatient.set("b", 1))
+        assert impatient.list_keys() == (["a", "b"] if written else ["a"])
 
     def write_beside(self, write: Callable[[], object]) -> bool:
         """Write while somebody reads; without snapshots the reader may be in the way, and is told so."""

@@ -13,6 +13,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ from mycelia_storage.engines.sqlite.connection import (
     set_journal_mode,
     size_of,
 )
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, to_storage_error
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession, Statements
 from mycelia_storage.errors import (
     ConfigError,
@@ -51,13 +52,12 @@ if TYPE_CHECKING:
 BEGIN: Final = "BEGIN"
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
-ROLLBACK: Final = "ROLLBACK"
 # A transaction that reads has its state from its first read on, not from BEGIN.
 PIN: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
 UNREGISTERED: Final = """
 SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces) LIMIT 20"""
 IMPOSSIBLE_ROWS: Final = """
-SELECT namespace, key FROM storage_entries WHERE version < 1 OR created_at < 0 OR updated_at < created_at LIMIT 20"""
+SELECT namespace, key FROM storage_entries WHERE version < 1 OR created_at < 0 LIMIT 20"""
 
 require_safe_sqlite()
 
@@ -72,9 +72,10 @@ class SQLiteEngine:
         self.path: Final = options.path
         self.idle_readers: SimpleQueue[apsw.Cursor] = SimpleQueue()
         self._readers_made = 0
+        self._synchronous = options.synchronous
         self._readers_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        self._sessions: set[_Lending] = set()
+        self._sessions: weakref.WeakSet[_Lending] = weakref.WeakSet()
         self._closed = False
         try:
             self.writer = self._open_read_only() if options.read_only else self._open()
@@ -153,8 +154,19 @@ class SQLiteEngine:
         try:
             return self.idle_readers.get(timeout=self._options.busy_timeout)
         except Empty:
+            if self._closed:
+                raise StorageClosedError("the store is closed") from None
             limit = f"max_readers={self._options.max_readers}, busy_timeout={self._options.busy_timeout:g}"
             raise StorageBusyError(f"{self.path}: every reader connection is in use ({limit})") from None
+
+    def discard_reader(self, cursor: apsw.Cursor) -> None:
+        """Close a reader whose statement failed.
+
+        Who keeps the exception keeps its cursors too, and with them the state of the file that they read.
+        """
+        cursor.connection.close(True)
+        with self._readers_lock:
+            self._readers_made -= 1
 
     def _open_extra_reader(self) -> apsw.Connection:
         try:
@@ -162,8 +174,11 @@ class SQLiteEngine:
         except DRIVER_ERRORS as error:
             raise self.failure(error) from error
 
-    def lock_writer(self, wait: float | None) -> None:
-        """Take the writer's lock, waiting `wait` seconds at most (None: `busy_timeout`) for it and for the file's."""
+    def lock_writer(self, wait: float | None, *, for_file: bool = True) -> None:
+        """Take the writer's lock, waiting `wait` seconds at most (None: `busy_timeout`) for it and for the file's.
+
+        With `for_file=False` the file's is not waited for.
+        """
         patience = self._options.busy_timeout if wait is None else wait
         if not self._write_lock.acquire(blocking=False):
             started = time.monotonic()
@@ -171,10 +186,13 @@ class SQLiteEngine:
                 message = f"{self.path}: another transaction of this process held the write lock for {patience:g} s"
                 raise StorageBusyError(message)
             patience = max(0.0, patience - (time.monotonic() - started))
-        self._patience.timeout = patience
+        self._patience.timeout = patience if for_file else 0.0
         if self._closed:
             self._write_lock.release()
             raise StorageClosedError("the store is closed")
+        if self.writer.in_transaction:
+            # Left behind by a signal handler that raised at a bad moment: what follows would become part of it.
+            roll_back(self.writer)
 
     def unlock_writer(self) -> None:
         """Give the writer's lock back. Who gives it back to a closed store closes the writer."""
@@ -190,10 +208,16 @@ class SQLiteEngine:
         cursor = self.lend_reader()
         try:
             yield cursor.connection
-        except DRIVER_ERRORS as error:
-            raise self.failure(error) from error
-        finally:
-            self.idle_readers.put(cursor)
+        except BaseException as error:
+            self.discard_reader(cursor)
+            if isinstance(error, DRIVER_ERRORS):
+                raise self.failure(error) from error
+            raise
+        self.idle_readers.put(cursor)
+
+    def time(self, now: int) -> int:
+        """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
+        return max(now, round(self._options.clock() * 1_000_000))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[apsw.Connection]:
@@ -231,14 +255,17 @@ class SQLiteEngine:
         self.lock_writer(wait)
         try:
             if durable:
-                self._synchronize("FULL" if self._options.wal_mode else "EXTRA")
+                enough = ("FULL", "EXTRA") if self._options.wal_mode else ("EXTRA",)
+                if self._options.synchronous not in enough:
+                    self._synchronize(enough[0])
             self.writer.execute(BEGIN_TO_WRITE)
+            return self._session(self.writer, lambda _: self._end_writing(durable=durable))
         except BaseException as error:
+            roll_back(self.writer)
             self._end_writing(durable=durable)
             if isinstance(error, DRIVER_ERRORS):
                 raise self.failure(error) from error
             raise
-        return self._session(self.writer, lambda _: self._end_writing(durable=durable))
 
     def snapshot(self) -> Snapshot:
         """A session for a scan on a connection of its own; without WAL one that reads page by page."""
@@ -274,8 +301,9 @@ class SQLiteEngine:
             self.unlock_writer()
 
     def _synchronize(self, mode: str) -> None:
-        if self._options.synchronous not in ("FULL", "EXTRA") or mode == "EXTRA":
+        if mode != self._synchronous:
             self.writer.execute(f"PRAGMA synchronous={mode}")
+            self._synchronous = mode
 
     def ended(self, lending: _Lending) -> None:
         """A session has given its connection back."""
@@ -425,6 +453,9 @@ class _Lending:
 
     writing = reading
 
+    def time(self, now: int) -> int:
+        return now
+
     def __enter__(self) -> apsw.Connection:
         self._lock.acquire()
         if self._give_back is None or not self._connection.in_transaction:
@@ -442,6 +473,10 @@ class _Lending:
                 raise self._engine.failure(error) from error
         finally:
             self._lock.release()
+
+    def __del__(self) -> None:
+        # Nobody has it any more, and nobody ended it: an exception came between beginning and keeping it.
+        self.rollback()
 
     def commit(self) -> None:
         with self._lock:
@@ -471,9 +506,3 @@ class _PageByPage(Statements):
 
     def rollback(self) -> None:
         """Nothing is open."""
-
-
-def roll_back(connection: apsw.Connection) -> None:
-    """Undo an open transaction; after some errors SQLite has done so already."""
-    if connection.in_transaction:
-        connection.execute(ROLLBACK)

@@ -83,3 +83,9 @@ def extended_code(error: BaseException) -> int:
     """SQLite's extended result code, -1 for an error that is the driver's own."""
     code: int = getattr(error, "extendedresult", -1)
     return code
+
+
+def roll_back(connection: apsw.Connection) -> None:
+    """Undo an open transaction; after some errors SQLite has done so already."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

@@ -13,7 +13,7 @@ import apsw
 import orjson
 
 from mycelia_storage.engines.engine import NamespaceRow, PutRow, Row
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, roll_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -156,6 +156,10 @@ class Lender(Protocol):
         """The writer connection, inside a transaction."""
         ...
 
+    def time(self, now: int) -> int:
+        """The time of the transaction, for a call that was given `now`."""
+        ...
+
 
 class Statements:
     """The primitives, on connections that a lender gives."""
@@ -194,7 +198,8 @@ class Statements:
         if many_pieces:
             bindings = (*bindings, _glob(span.pieces or ()))
         with self._lender.reading() as connection:
-            return [key for (key,) in connection.execute(KEYS[many_pieces, reverse], bindings)]
+            found: list[Any] = connection.execute(KEYS[many_pieces, reverse], bindings).fetchall()
+        return [key for (key,) in found]
 
     def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
         high = NO_UPPER_END if span.high is None else span.high
@@ -208,7 +213,8 @@ class Statements:
 
     def namespaces(self) -> list[NamespaceRow]:
         with self._lender.reading() as connection:
-            return [NamespaceRow(*row) for row in connection.execute(NAMESPACES)]
+            found: list[Any] = connection.execute(NAMESPACES).fetchall()
+        return [NamespaceRow(*row) for row in found]
 
     def namespace(self, name: str) -> NamespaceRow | None:
         with self._lender.reading() as connection:
@@ -217,16 +223,19 @@ class Statements:
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
         with self._lender.writing() as connection:
+            now = self._lender.time(now)
             if len(rows) == 1:
                 return [put_one(connection, namespace, rows[0], now)]
             return _put_many(connection, namespace, rows, now)
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
         with self._lender.writing() as connection:
-            return _live_of_removed(connection, connection.execute(DELETE, (_array(keys), namespace)).fetchall(), now)
+            removed = connection.execute(DELETE, (_array(keys), namespace)).fetchall()
+            return _live_of_removed(connection, removed, self._lender.time(now))
 
     def clear(self, namespace: str | None, now: int) -> int:
         with self._lender.writing() as connection:
+            now = self._lender.time(now)
             live = _count(connection, namespace, now)
             if namespace is None:
                 greatest = connection.execute(GREATEST_OF_ALL).get
@@ -239,7 +248,9 @@ class Statements:
 
     def purge(self, now: int, limit: int) -> int:
         with self._lender.writing() as connection:
-            versions = [version for (version,) in connection.execute(PURGE, (now // 1000, limit))]
+            now = self._lender.time(now)
+            removed: list[Any] = connection.execute(PURGE, (now // 1000, limit)).fetchall()
+            versions: list[int] = [version for (version,) in removed]
             _raise_floor(connection, max(versions, default=None), now)
             return len(versions)
 
@@ -257,7 +268,8 @@ class Statements:
 class Auto(Statements):
     """Each call is a transaction of its own, and the calls that are made most go the shortest way.
 
-    For one statement SQLite's own transaction around it is enough, and saves BEGIN and COMMIT.
+    For one statement SQLite's own transaction around it is enough, and saves BEGIN and COMMIT. Where another process
+    has the file, it goes the long way, which waits for the file first and reads the time after that.
     """
 
     def __init__(self, engine: SQLiteEngine) -> None:
@@ -271,12 +283,14 @@ class Auto(Statements):
         except Empty:
             cursor = self._engine.lend_reader()
         try:
-            return cursor.execute(VALUE, (namespace, key)).get  # type: ignore[no-any-return]
-        except DRIVER_ERRORS as error:
-            cursor = cursor.connection.cursor()  # the old one may keep its statement, and so its snapshot, open
-            raise self._engine.failure(error) from error
-        finally:
-            self._idle.put(cursor)
+            found: tuple[str, int | None] | None = cursor.execute(VALUE, (namespace, key)).get
+        except BaseException as error:
+            self._engine.discard_reader(cursor)
+            if isinstance(error, DRIVER_ERRORS):
+                raise self._engine.failure(error) from error
+            raise
+        self._idle.put(cursor)
+        return found
 
     def has(self, namespace: str, key: str, now: int) -> bool:
         try:
@@ -284,19 +298,22 @@ class Auto(Statements):
         except Empty:
             cursor = self._engine.lend_reader()
         try:
-            return _has(cursor.execute(HAS, (namespace, key, now // 1000)).fetchall(), now)
-        except DRIVER_ERRORS as error:
-            cursor = cursor.connection.cursor()  # the old one may keep its statement, and so its snapshot, open
-            raise self._engine.failure(error) from error
-        finally:
-            self._idle.put(cursor)
+            rows = cursor.execute(HAS, (namespace, key, now // 1000)).fetchall()
+        except BaseException as error:
+            self._engine.discard_reader(cursor)
+            if isinstance(error, DRIVER_ERRORS):
+                raise self._engine.failure(error) from error
+            raise
+        self._idle.put(cursor)
+        return _has(rows, now)
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
         if len(rows) == 1:
             key, value, metadata, expires_at = rows[0]
             engine = self._engine
-            engine.lock_writer(None)
+            engine.lock_writer(None, for_file=False)
             try:
+                now = engine.time(now)
                 bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
                 engine.write_cursor.execute(PUT_IF_SIMPLE, bindings)
                 if engine.writer.changes():
@@ -304,6 +321,8 @@ class Auto(Statements):
             except apsw.ConstraintError as error:
                 if extended_code(error) != apsw.SQLITE_CONSTRAINT_NOTNULL:
                     raise engine.writer_failure(error) from error
+            except apsw.BusyError:
+                roll_back(engine.writer)
             except DRIVER_ERRORS as error:
                 raise engine.writer_failure(error) from error
             finally:
@@ -313,18 +332,22 @@ class Auto(Statements):
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
         if len(keys) == 1:
             engine = self._engine
-            engine.lock_writer(None)
+            engine.lock_writer(None, for_file=False)
+            removed: list[Any] = []
             try:
-                bindings = (namespace, keys[0], now)
-                removed: list[Any] = engine.write_cursor.execute(DELETE_IF_SIMPLE, bindings).fetchall()
+                bindings = (namespace, keys[0], engine.time(now))
+                removed = engine.write_cursor.execute(DELETE_IF_SIMPLE, bindings).fetchall()
                 if not removed and not engine.write_cursor.execute(HAS, bindings).fetchall():
                     return 0
+            except apsw.BusyError:
+                roll_back(engine.writer)
             except DRIVER_ERRORS as error:
                 raise engine.writer_failure(error) from error
             finally:
                 engine.unlock_writer()
             if removed:
-                return _live_of_removed(engine.writer, removed, now)
+                expires_at: int | None = removed[0][1]
+                return 1 if expires_at is None or expires_at > now // 1000 else 0
         return super().delete(namespace, keys, now)
 
 
