@@ -8,6 +8,7 @@ WHAT ?=
 .PHONY: demo test lint bench clean help
 
 help:
+	@echo "Everything runs in .venv; 'make clean' removes it, which another PYTHON=… needs first."
 	@echo "make demo   235,000 real documents into a SQLite file and out again"
 	@echo "make test   all tests (make test WHAT='-k crash' passes options to pytest)"
 	@echo "make lint   ruff, mypy --strict, pyright"

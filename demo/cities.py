@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reopen(path, source, kept)
     export_and_import(path, folder / "export.jsonl", kept)
     print(f"\nAll of it was as expected, in {time.perf_counter() - started:.1f} s. The file is yours to look at:")
-    print(f"  mycelia-storage --store {path} status")
+    command = os.path.relpath(Path(sys.executable).with_name("mycelia-storage"))
+    print(f"  {command} --store {path} status")
     return 0
 
 

@@ -443,7 +443,7 @@ def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count(b"\n") == 1
-    assert b"mycelia-storage[cli]" in done.stderr
+    assert b"extra 'cli'" in done.stderr
 
 
 def test_help_tells_the_exit_codes_and_every_verb(shell: Shell) -> None:

@@ -139,3 +139,13 @@ def test_a_second_close_and_calls_afterwards_are_clear(target: Any) -> None:
     ):
         with pytest.raises(StorageClosedError):
             call()
+
+
+def test_a_scan_of_a_closed_store_gives_nothing_more(target: Any) -> None:
+    store = open_storage(target)
+    store.set_many({"a": 1, "b": 2})
+    scan = store.scan()
+    next(scan)
+    store.close()
+    with pytest.raises(StorageClosedError):
+        next(scan)

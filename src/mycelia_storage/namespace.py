@@ -462,8 +462,11 @@ class Namespace(Generic[T]):
         # What the type would give back has to be what was given: a set in a list's place would come back as a list.
         if converted != value or not _is_same_kind(converted, value):
             check(plain)
-            raise InvalidValueError(f"$: {type(value).__name__} would not come back from {self!r} as it is given")
-        return plain
+            kind = getattr(self._type, "__name__", self._type)
+            message = f"$: {type(value).__name__} would not come back from {self!r} as it is given: give {kind}"
+            raise InvalidValueError(message)
+        # Where an int was given for a float, the float is what is written.
+        return cast("object", msgspec.to_builtins(converted, str_keys=True))
 
     def _fitting(self, plain: object) -> T:
         try:
@@ -535,7 +538,7 @@ class _Values(ValuesView[T]):
         self._namespace = namespace
 
     def __iter__(self) -> Iterator[T]:
-        return (entry.value for entry in self._namespace.scan())
+        return map(_value_of, self._namespace.scan())
 
     def __contains__(self, value: object) -> bool:
         return any(value == found for found in self)
@@ -554,7 +557,16 @@ class _Items(ItemsView[str, T]):
         return bool(self._namespace.get(item[0]) == item[1])
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
-        return ((entry.key, entry.value) for entry in self._namespace.scan())
+        return map(_item_of, self._namespace.scan())
+
+
+# Not generators, which an exception ends: after a document that does not fit, the next one can still be asked for.
+def _value_of(entry: Entry[T]) -> T:
+    return entry.value
+
+
+def _item_of(entry: Entry[T]) -> tuple[str, T]:
+    return entry.key, entry.value
 
 
 def _first_lost(stored: object, kept: object) -> list[str | int] | None:

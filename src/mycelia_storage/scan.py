@@ -50,7 +50,9 @@ class Scan(Generic[T]):
         return self
 
     def __next__(self) -> Entry[T]:
-        if not self._batch:
+        if self._batch:
+            self._rows()  # raises where the store was closed, or the transaction has ended
+        else:
             self._fetch()
         entry = self._batch.pop()
         return cast("Entry[T]", entry if self._convert is None else self._convert(entry))

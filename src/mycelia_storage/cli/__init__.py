@@ -21,6 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _NEEDED:
             raise
-        sys.stderr.write(f"mycelia-storage: {error.name} is missing: pip install 'mycelia-storage[cli]'\n")
+        sys.stderr.write(f"mycelia-storage: {error.name} is missing: install mycelia-storage with its extra 'cli'\n")
         return 2
     return run(sys.argv[1:] if arguments is None else arguments)

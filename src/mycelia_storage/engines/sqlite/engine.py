@@ -428,8 +428,8 @@ class SQLiteEngine:
             # Before close(), which would hold the interpreter lock for as long as a big -wal takes.
             if not self._options.read_only:
                 self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except (apsw.BusyError, apsw.ConnectionClosedError):
-            pass
+        except (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.ConnectionClosedError):
+            pass  # everything is committed: the -wal stays beside the file, and who opens it next goes on from there
         except DRIVER_ERRORS as error:
             raise self.failure(error) from error
         finally:
