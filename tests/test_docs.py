@@ -48,7 +48,12 @@ COMMAND = "mycelia-storage"
 # Files that the pages' commands read and no command of theirs makes.
 INPUTS = {
     "people.jsonl": b'{"id": "ada", "born": 1815}\n{"id": "alan", "born": 1912}\n',
-    "cities.json": b'{\n"2930": {"name": "A"},\n"2931": {"name": "B"}\n}\n',
+    "cities.json": b"""{
+"2930": {"name": "Tokyo", "country": "JP", "population": 9733276},
+"2931": {"name": "Osaka", "country": "JP", "population": 2753862, "at": {"lat": 34.7}},
+"2932": {"name": "Tema", "country": "GH", "population": 161612}
+}
+""",
     "log.jsonl.gz": gzip.compress(b'{"at": 1}\n{"at": 2}\n', mtime=0),
 }
 

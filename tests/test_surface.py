@@ -55,8 +55,13 @@ add_many(items, *, metadata=None, ttl=None, durable=None)
 delete_many(keys, *, durable=None)
 load(items, *, batch_size=1000, on_error='stop', progress=None)
 list_keys(*, pattern=None, prefix=None, start_after=None, limit=None, offset=0, reverse=False)
-scan(*, prefix=None, batch_size=500)
-count(*)
+query(filter=None, *, sort=None, limit=None, offset=0, cursor=None)
+pages(filter=None, *, sort=None, page_size=100)
+scan(filter=None, *, prefix=None, batch_size=500)
+count(filter=None, *)
+delete_where(filter, *, durable=None)
+explain(filter=None, *, sort=None, limit=None)
+create_index(*fields, unique=False, name=None)
 clear(*)
 """
 OTHER_VERBS = """
@@ -65,6 +70,8 @@ create_namespace(name, *, metadata=None, exist_ok=False)
 delete_namespace(name, *, recursive=False)
 list_namespaces(*, prefix=None)
 namespace_info(name)
+drop_index(name)
+list_indexes(*, namespace=None)
 clear_all()
 """
 STORE_VERBS = """
@@ -84,6 +91,10 @@ def as_written(owner: type, name: str, *, namespace: bool) -> str:
     parts: list[str] = []
     starred = False
     for parameter in list(inspect.signature(getattr(owner, name)).parameters.values())[1:]:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts.append(f"*{parameter.name}")
+            starred = True
+            continue
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True

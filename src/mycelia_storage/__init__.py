@@ -7,9 +7,11 @@ from mycelia_storage.arguments import KEEP, MISSING
 from mycelia_storage.entries import (
     CheckReport,
     Entry,
+    IndexInfo,
     LoadProblem,
     LoadReport,
     NamespaceInfo,
+    Plan,
     Put,
     Status,
 )
@@ -17,6 +19,9 @@ from mycelia_storage.errors import (
     BatchError,
     CapacityError,
     ConfigError,
+    IndexExistsError,
+    IndexNotFoundError,
+    InvalidFilterError,
     InvalidKeyError,
     InvalidNamespaceError,
     InvalidValueError,
@@ -38,12 +43,16 @@ from mycelia_storage.errors import (
     StorageTimeoutError,
     TransactionConflictError,
     TransactionError,
+    UniqueIndexError,
     ValueTypeError,
     VersionConflictError,
 )
+from mycelia_storage.filters import Field, Filter
 from mycelia_storage.keys import escape_pattern
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.options import StorageOptions
+from mycelia_storage.page import Page
+from mycelia_storage.query import StorageQuery, field, match, path
 from mycelia_storage.scan import Scan
 from mycelia_storage.storage import Storage, open_storage
 from mycelia_storage.transaction import Transaction
@@ -58,6 +67,12 @@ __all__ = [
     "CheckReport",
     "ConfigError",
     "Entry",
+    "Field",
+    "Filter",
+    "IndexExistsError",
+    "IndexInfo",
+    "IndexNotFoundError",
+    "InvalidFilterError",
     "InvalidKeyError",
     "InvalidNamespaceError",
     "InvalidValueError",
@@ -72,6 +87,8 @@ __all__ = [
     "NamespaceNotFoundError",
     "NotAStorageFileError",
     "OutcomeUnknownError",
+    "Page",
+    "Plan",
     "Put",
     "Scan",
     "SchemaVersionError",
@@ -84,13 +101,18 @@ __all__ = [
     "StorageFullError",
     "StorageIOError",
     "StorageOptions",
+    "StorageQuery",
     "StorageReadOnlyError",
     "StorageTimeoutError",
     "Transaction",
     "TransactionConflictError",
     "TransactionError",
+    "UniqueIndexError",
     "ValueTypeError",
     "VersionConflictError",
     "escape_pattern",
+    "field",
+    "match",
     "open_storage",
+    "path",
 ]

@@ -55,8 +55,8 @@ def collect(
     return batch, errors
 
 
-def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | None, max_bytes: int) -> int:
-    """Put one item into the batch, and give the length of its text. Raises the error of a bad one."""
+def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | None, max_bytes: int) -> tuple[str, int]:
+    """Put one item into the batch; gives its key and the length of its text. Raises the error of a bad one."""
     if isinstance(item, Put):
         key, value = check_key(item.key), item.value
         if item.metadata is not None:
@@ -70,7 +70,7 @@ def add_item(batch: Batch, item: object, metadata: str | None, lasting: int | No
         raise InvalidValueError(message)
     text = encode(value, max_bytes)
     batch[key] = text, metadata, lasting
-    return len(text)
+    return key, len(text)
 
 
 def name_of(item: object, index: int) -> object:

@@ -142,8 +142,8 @@ def problem_of_text(text: str, *, is_object: bool = False) -> str | None:
     return None
 
 
-def show_path(segments: Any) -> str:
-    """Path segments as filters and messages print them: `.a."b c"[3]`."""
+def show_path(segments: Any, *, in_full: bool = False) -> str:
+    """Path segments as filters and messages print them: `.a."b c"[3]`. Messages cut long names."""
     parts: list[str] = []
     for segment in segments:
         if type(segment) is int:
@@ -151,7 +151,9 @@ def show_path(segments: Any) -> str:
         elif _PLAIN_SEGMENT.fullmatch(segment):
             parts.append(f".{segment}")
         else:
-            shown = segment if len(segment) <= _SHOWN_KEY_LENGTH else segment[:_SHOWN_KEY_LENGTH] + "…"
+            shown = segment
+            if len(segment) > _SHOWN_KEY_LENGTH and not in_full:
+                shown = segment[:_SHOWN_KEY_LENGTH] + "…"
             parts.append("." + json.dumps(shown))
     return "".join(parts)
 

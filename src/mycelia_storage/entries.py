@@ -5,6 +5,7 @@ Called by the verbs and by everything that presents their answers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
@@ -86,6 +87,34 @@ class NamespaceInfo(msgspec.Struct, frozen=True):
 
 
 @final
+class IndexInfo(msgspec.Struct, frozen=True):
+    """A created index. `fields` are paths, with a "-" before those that descend; `namespace` None means all of them."""
+
+    name: str
+    namespace: str | None
+    fields: tuple[str, ...]
+    unique: bool
+    created_at: datetime
+
+
+@final
+class Plan(msgspec.Struct, frozen=True):
+    """How a query would be run.
+
+    `indexes` are the created indexes that serve it; `full_scan` says that every entry of the namespace is visited;
+    `entries` is how many it holds; `sql` is what the engine runs, "" where it runs none. `advice` is a create_index
+    call that was found to help, None where none is needed or known.
+    """
+
+    uses_index: bool
+    indexes: tuple[str, ...]
+    full_scan: bool
+    entries: int
+    sql: str
+    advice: str | None
+
+
+@final
 class Status(msgspec.Struct, frozen=True):
     """The state of a store, cheap enough for a health page.
 
@@ -127,6 +156,7 @@ def entry_of(namespace: str, row: Row) -> Entry[Any]:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def to_datetime(milliseconds: int) -> datetime:
-    """The stored milliseconds since 1970 as an aware datetime, without passing through a float."""
+    """The stored milliseconds since 1970 as an aware datetime. What was written together shares its times."""
     return EPOCH + timedelta(milliseconds=milliseconds)

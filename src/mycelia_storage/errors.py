@@ -4,11 +4,15 @@ StorageError                      .code  .retryable  __cause__ = the driver's er
 ├── KeyNotFoundError              (also KeyError)
 ├── KeyExistsError
 ├── VersionConflictError          .expected  .actual
+├── UniqueIndexError              .index  .key
+├── IndexExistsError
+├── IndexNotFoundError
 ├── NamespaceNotFoundError
 ├── NamespaceExistsError
 ├── NamespaceNotEmptyError
 ├── InvalidKeyError               (also ValueError)
 ├── InvalidNamespaceError         (also ValueError)
+├── InvalidFilterError            (also ValueError)
 ├── InvalidValueError             (also ValueError)
 ├── ConfigError                   (also ValueError)
 ├── ValueTypeError                a stored document does not fit the view's type
@@ -88,6 +92,35 @@ class VersionConflictError(StorageError):
         return type(self), (str(self), self.expected, self.actual), _notes(self)
 
 
+class UniqueIndexError(StorageError):
+    """Two entries would have the same value in a unique index. Nothing was written.
+
+    `index` is its name, `key` the one that was to be written ("" while an index is made); the message names both keys.
+    """
+
+    code = "unique_index"
+
+    def __init__(self, message: str, index: str = "", key: str = "") -> None:
+        super().__init__(message)
+        self.index = index
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.index, self.key), _notes(self)
+
+
+class IndexExistsError(StorageError):
+    """An index of this name is there, with another definition."""
+
+    code = "index_exists"
+
+
+class IndexNotFoundError(StorageError):
+    """There is no index of this name."""
+
+    code = "index_not_found"
+
+
 class NamespaceNotFoundError(StorageError):
     """The namespace is neither registered nor does it hold an entry."""
 
@@ -116,6 +149,12 @@ class InvalidNamespaceError(StorageError, ValueError):
     """The namespace's name is not valid, or this namespace cannot be deleted."""
 
     code = "invalid_namespace"
+
+
+class InvalidFilterError(StorageError, ValueError):
+    """A filter, sort, path or cursor is wrong; the message names the place. Nothing was read or written."""
+
+    code = "invalid_filter"
 
 
 class InvalidValueError(StorageError, ValueError):

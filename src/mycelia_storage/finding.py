@@ -9,24 +9,31 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mycelia_storage.arguments import check_whole
 from mycelia_storage.codec import decode_object, encode_object
-from mycelia_storage.entries import NamespaceInfo, to_datetime
+from mycelia_storage.entries import IndexInfo, NamespaceInfo, Plan, to_datetime
 from mycelia_storage.errors import (
+    IndexNotFoundError,
+    InvalidFilterError,
     InvalidNamespaceError,
     InvalidValueError,
     NamespaceExistsError,
     NamespaceNotEmptyError,
     NamespaceNotFoundError,
 )
+from mycelia_storage.indexing import check_index_name, define_index, info_of, make_index
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace, key_range
 from mycelia_storage.namespace import Namespace
+from mycelia_storage.querying import find_page, make_plan, read_condition, read_query
 from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import TypeForm
 
     from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.filters import Field, SortKey
+    from mycelia_storage.page import Page
+    from mycelia_storage.query import Filterable, Sortable, StorageQuery
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -82,8 +89,63 @@ class Finding:
         skipped = check_whole("offset", offset, least=0)
         return self._reading().keys(namespace, span, self._now(), limit=count, offset=skipped, reverse=bool(reverse))
 
+    def query(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        sort: Sortable | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        cursor: str | None = None,
+    ) -> Page[Any]:
+        """The entries that a filter matches, in the order of `sort` (without it, of their keys).
+
+        A page with a `limit` has a `cursor` while there is more: given back with the same filter and sort it goes on
+        behind the last entry, exactly, whatever was written meanwhile. `offset` counts from the start instead.
+
+        Raises InvalidFilterError for a filter, sort or cursor that is wrong, naming the place.
+        """
+        namespace = check_namespace(namespace)
+        wanted = read_query(filter, sort=sort, limit=limit, offset=offset)
+        rows, now = self._reading(), self._now()
+        self._advise(rows, namespace, wanted, now)
+        return find_page(rows, namespace, wanted, cursor, now)
+
+    def pages(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        sort: Sortable | None = None,
+        page_size: int = 100,
+    ) -> Iterator[Page[Any]]:
+        """Everything that a filter matches, a page at a time, by cursors: each page is of its own moment.
+
+        No entry that stays is skipped or given twice, whatever is written meanwhile.
+        """
+        namespace = check_namespace(namespace)
+        size = check_whole("page_size", page_size, least=1)
+        wanted = read_query(filter, sort=sort).limited_to(size, "page_size")
+        return self._pages(namespace, wanted)
+
+    def _pages(self, namespace: str, wanted: StorageQuery) -> Iterator[Page[Any]]:
+        cursor: str | None = None
+        while True:
+            page = find_page(self._reading(), namespace, wanted, cursor, self._now())
+            if page:
+                yield page
+            cursor = page.cursor
+            if cursor is None:
+                return
+
     def scan(
-        self, *, namespace: str = DEFAULT_NAMESPACE, prefix: str | None = None, batch_size: int = 500
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        prefix: str | None = None,
+        batch_size: int = 500,
     ) -> Scan[Any]:
         """Walk through entries in key order, `batch_size` in memory at a time, on the state of the store at the start.
 
@@ -92,14 +154,84 @@ class Finding:
         is written ahead of it.
         """
         namespace = check_namespace(namespace)
+        wanted = None if filter is None else read_condition(filter, "scan")
         span = key_range(prefix)
         size = check_whole("batch_size", batch_size, least=1)
         rows, end, now = self._start_scan()
-        return Scan(rows, end, namespace, span, now, size)
+        return Scan(rows, end, namespace, span, now, size, wanted)
 
-    def count(self, *, namespace: str = DEFAULT_NAMESPACE) -> int:
-        """How many entries a namespace holds."""
-        return self._reading().count(check_namespace(namespace), self._now())
+    def count(self, filter: Filterable | StorageQuery | None = None, *, namespace: str = DEFAULT_NAMESPACE) -> int:
+        """How many entries a namespace holds, or how many of them a filter matches."""
+        namespace = check_namespace(namespace)
+        if filter is None:
+            return self._reading().count(namespace, self._now())
+        return self._reading().count_matching(namespace, read_condition(filter, "count"), self._now())
+
+    def delete_where(
+        self,
+        filter: Filterable | StorageQuery,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | None = None,
+    ) -> int:
+        """Remove the entries that a filter matches, in one step; gives how many. `clear` removes all."""
+        namespace = check_namespace(namespace)
+        if filter is None:
+            raise InvalidFilterError("filter: delete_where needs one; clear() removes every entry")
+        wanted = read_condition(filter, "delete_where")
+        return self._together(lambda rows, now: rows.delete_matching(namespace, wanted, now), durable=durable)
+
+    def explain(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        sort: Sortable | None = None,
+        limit: int | None = None,
+    ) -> Plan:
+        """How `query` would be run: the indexes it uses, whether it visits everything, and what would help."""
+        namespace = check_namespace(namespace)
+        return make_plan(self._reading(), namespace, read_query(filter, sort=sort, limit=limit), self._now())
+
+    # ---- indexes
+
+    def create_index(
+        self,
+        *fields: str | Field | SortKey,
+        namespace: str | None = DEFAULT_NAMESPACE,
+        unique: bool = False,
+        name: str | None = None,
+    ) -> str:
+        """Build an index on one or several fields and give its name. An equal one that is there changes nothing.
+
+        Fields are as in `sort`: "age", "-created", `field("a.b").desc()`, "$metadata.owner", "$updated_at".
+        `namespace=None` makes one index for all namespaces. In a `unique` one no two entries of a namespace have the
+        same value: a write that would is a UniqueIndexError; a missing field, an array or an object is no value.
+
+        Raises UniqueIndexError naming the keys of existing duplicates, IndexExistsError for another index of this
+        name, CapacityError beyond 64, InvalidFilterError.
+        """
+        where = None if namespace is None else check_namespace(namespace)
+        index = define_index(fields, where, unique, name)
+
+        def step(rows: Primitives, now: int) -> str:
+            return make_index(rows, index, named=name is not None, now=now)
+
+        return self._together(step)
+
+    def drop_index(self, name: str) -> None:
+        """Remove an index. Raises IndexNotFoundError."""
+        checked = check_index_name(name)
+        if not self._together(lambda rows, _: rows.drop_index(checked)):
+            raise IndexNotFoundError(f"there is no index {checked!r}")
+
+    def list_indexes(self, *, namespace: str | None = None) -> list[IndexInfo]:
+        """The created indexes, ordered by name: all, or those of one namespace."""
+        where = None if namespace is None else check_namespace(namespace)
+        return [info_of(index) for index in self._reading().indexes() if where in (None, index.namespace)]
+
+    def _advise(self, rows: Primitives, namespace: str, wanted: StorageQuery, now: int) -> None:
+        """A place for a store to warn of slow queries."""
 
     # ---- namespaces
 
@@ -142,6 +274,9 @@ class Finding:
                 raise NamespaceNotEmptyError(message)
             rows.clear(name, now)
             rows.unregister(name)
+            for index in rows.indexes():
+                if index.namespace == name:
+                    rows.drop_index(index.name)
 
         self._together(step)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.batches import Batch, add_item, batch_error, name_of
 from mycelia_storage.entries import LoadProblem, LoadReport
-from mycelia_storage.errors import StorageError
+from mycelia_storage.errors import StorageError, UniqueIndexError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +36,7 @@ class Loader:
         self._stops = on_error == "stop"
         self._progress = progress
         self._batch: Batch = {}
+        self._places: dict[str, int] = {}
         self._waiting = 0
         self._size = 0
         self._loaded = 0
@@ -47,10 +48,11 @@ class Loader:
         """Draw everything and write it."""
         for index, item in enumerate(items):
             try:
-                size = add_item(self._batch, item, None, None, self._max_bytes)
+                key, size = add_item(self._batch, item, None, None, self._max_bytes)
             except StorageError as error:
-                self._refuse(item, index, error)
+                self._refuse(name_of(item, index), index, error)
             else:
+                self._places[key] = index
                 self._waiting += 1
                 self._size += size
             if self._waiting >= self._batch_size or self._size >= _MAX_BATCH or len(self._fresh) >= _KEPT_PROBLEMS:
@@ -59,8 +61,7 @@ class Loader:
             self._flush()
         return LoadReport(self._loaded, self._failed, tuple(self._problems))
 
-    def _refuse(self, item: object, index: int, error: StorageError) -> None:
-        name = name_of(item, index)
+    def _refuse(self, name: object, index: int, error: StorageError) -> None:
         problem = LoadProblem(index, name, error)
         self._failed += 1
         if len(self._problems) < _KEPT_PROBLEMS:
@@ -71,11 +72,25 @@ class Loader:
             stopped.report = LoadReport(self._loaded, self._failed, tuple(self._problems))
             raise stopped from error
 
+    def _write_one_by_one(self) -> None:
+        """A batch in which some value is in a unique index already: all that can be is written."""
+        for key in sorted(self._batch):
+            try:
+                self._write({key: self._batch[key]})
+                self._loaded += 1
+            except UniqueIndexError as error:
+                self._refuse(key, self._places[key], error)
+
     def _flush(self) -> None:
         if self._batch:
-            self._write(self._batch)
-            self._loaded += self._waiting
-            self._batch, self._waiting, self._size = {}, 0, 0
+            try:
+                self._write(self._batch)
+                self._loaded += self._waiting
+            except UniqueIndexError as error:
+                if self._stops:
+                    self._refuse(error.key, self._places.get(error.key, 0), error)
+                self._write_one_by_one()
+            self._batch, self._places, self._waiting, self._size = {}, {}, 0, 0
         if self._progress is not None:
             self._progress(LoadReport(self._loaded, self._failed, tuple(self._fresh)))
         self._fresh = []

@@ -27,14 +27,17 @@ import msgspec
 from mycelia_storage.arguments import KEEP, MISSING, Keep, Missing
 from mycelia_storage.codec import Unfit, check, show_path
 from mycelia_storage.documents import merge_patch
-from mycelia_storage.entries import Entry, LoadReport, NamespaceInfo, Put
+from mycelia_storage.entries import Entry, IndexInfo, LoadReport, NamespaceInfo, Plan, Put
 from mycelia_storage.errors import ConfigError, InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
+from mycelia_storage.page import Page
 
 if TYPE_CHECKING:
     from abc import ABCMeta
     from collections.abc import Callable
     from datetime import timedelta
 
+    from mycelia_storage.filters import Field, SortKey
+    from mycelia_storage.query import Filterable, Sortable, StorageQuery
     from mycelia_storage.scan import Scan
     from mycelia_storage.verbs import Verbs
 
@@ -435,14 +438,69 @@ class Namespace(Generic[T]):
             reverse=reverse,
         )
 
-    def scan(self, *, prefix: str | None = None, batch_size: int = 500) -> Scan[T]:
+    def query(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        sort: Sortable | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        cursor: str | None = None,
+    ) -> Page[T]:
+        """As `Storage.query`."""
+        page = self._verbs.query(filter, namespace=self.name, sort=sort, limit=limit, offset=offset, cursor=cursor)
+        return self._typed_page(page)
+
+    def pages(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        sort: Sortable | None = None,
+        page_size: int = 100,
+    ) -> Iterator[Page[T]]:
+        """As `Storage.pages`."""
+        return map(self._typed_page, self._verbs.pages(filter, namespace=self.name, sort=sort, page_size=page_size))
+
+    def scan(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        prefix: str | None = None,
+        batch_size: int = 500,
+    ) -> Scan[T]:
         """As `Storage.scan`."""
-        scan = self._verbs.scan(namespace=self.name, prefix=prefix, batch_size=batch_size)
+        scan = self._verbs.scan(filter, namespace=self.name, prefix=prefix, batch_size=batch_size)
         return cast("Scan[T]", scan.converted(self._typed_entry) if self._is_typed else scan)
 
-    def count(self) -> int:
+    def count(self, filter: Filterable | StorageQuery | None = None) -> int:
         """As `Storage.count`."""
-        return self._verbs.count(namespace=self.name)
+        return self._verbs.count(filter, namespace=self.name)
+
+    def delete_where(self, filter: Filterable | StorageQuery, *, durable: bool | None = None) -> int:
+        """As `Storage.delete_where`."""
+        return self._verbs.delete_where(filter, namespace=self.name, durable=durable)
+
+    def explain(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        sort: Sortable | None = None,
+        limit: int | None = None,
+    ) -> Plan:
+        """As `Storage.explain`."""
+        return self._verbs.explain(filter, namespace=self.name, sort=sort, limit=limit)
+
+    def create_index(self, *fields: str | Field | SortKey, unique: bool = False, name: str | None = None) -> str:
+        """As `Storage.create_index`, for this namespace."""
+        return self._verbs.create_index(*fields, namespace=self.name, unique=unique, name=name)
+
+    def drop_index(self, name: str) -> None:
+        """As `Storage.drop_index`."""
+        self._verbs.drop_index(name)
+
+    def list_indexes(self) -> list[IndexInfo]:
+        """As `Storage.list_indexes`, for this namespace."""
+        return self._verbs.list_indexes(namespace=self.name)
 
     def info(self) -> NamespaceInfo:
         """As `Storage.namespace_info`."""
@@ -495,6 +553,9 @@ class Namespace(Generic[T]):
                     "would drop: use merge(), or a type that knows it"
                 )
                 raise ValueTypeError(message)
+
+    def _typed_page(self, page: Page[Any]) -> Page[T]:
+        return Page([self._typed_entry(entry) for entry in page], page.cursor) if self._is_typed else page
 
     def _typed_entry(self, entry: Entry[Any]) -> Entry[T]:
         if not self._is_typed:

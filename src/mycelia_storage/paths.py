@@ -14,7 +14,8 @@ Segments: TypeAlias = tuple[str | int, ...]
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _PLAIN: Final = re.compile(r'[^."\[\]]+')
 _INDEX: Final = re.compile(r"\[(0|[1-9][0-9]*)\]")
-_MAX_INDEX_DIGITS: Final = 18
+# No array is longer; SQLite reads an index as 32 bits.
+MAX_INDEX: Final = 2**31 - 1
 
 
 def parse_path(text: str) -> Segments:
@@ -29,7 +30,7 @@ def parse_path(text: str) -> Segments:
             continue
         index = _INDEX.match(text, position)
         if index is not None and (not expects_name or not segments):
-            if len(index[1]) > _MAX_INDEX_DIGITS:
+            if len(index[1]) > 10 or int(index[1]) > MAX_INDEX:
                 raise ValueError(f"the index at character {position} is too large")
             segments.append(int(index[1]))
             position = index.end()

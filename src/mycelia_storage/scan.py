@@ -8,13 +8,16 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
+from mycelia_storage.engines.engine import Query
 from mycelia_storage.entries import Entry, entry_of
+from mycelia_storage.filters import And, Comparison, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.engines.engine import Primitives, Row
+    from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
 
 T = TypeVar("T")
@@ -35,12 +38,15 @@ class Scan(Generic[T]):
         span: KeyRange,
         now: int,
         batch_size: int,
+        filter: Filter | None = None,
     ) -> None:
         self._rows = rows
         self._namespace = namespace
         self._span = span
         self._now = now
         self._batch_size = batch_size
+        self._filter = filter
+        self._after: str | None = None
         self._convert: Callable[[Entry[Any]], Entry[T]] | None = None
         self._batch: list[Entry[Any]] = []
         self._is_last = False
@@ -81,7 +87,7 @@ class Scan(Generic[T]):
             self.close()
             raise StopIteration
         try:
-            found = self._rows().page(self._namespace, self._span, self._now, limit=self._batch_size)
+            found = self._next_rows()
             self._batch = [entry_of(self._namespace, row) for row in reversed(found)]
         except BaseException:
             self.close()
@@ -91,6 +97,18 @@ class Scan(Generic[T]):
             self.close()
             raise StopIteration
         # No key holds U+0000, so this is the very next place behind the last key.
-        self._span = self._span._replace(low=found[-1].key + "\0")
+        self._after = found[-1].key
+        self._span = self._span._replace(low=self._after + "\0")
         if self._is_last:
             self._end()
+
+    def _next_rows(self) -> list[Row]:
+        if self._filter is None:
+            return self._rows().page(self._namespace, self._span, self._now, limit=self._batch_size)
+        after = None if self._after is None else ((), self._after)
+        wanted = self._filter
+        if self._after is None and self._span.low:
+            wanted = And((wanted, Comparison(Path("$key", ()), "gte", self._span.low)))
+        if self._span.high is not None:
+            wanted = And((wanted, Comparison(Path("$key", ()), "lt", self._span.high)))
+        return self._rows().find(self._namespace, Query(wanted, (), self._batch_size, 0, after), self._now)

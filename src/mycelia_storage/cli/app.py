@@ -1,6 +1,7 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
-Called by `main`. A verb opens the store, calls it and prints; what is longer stands in `importing` and `exporting`.
+Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
+verbs that ask what documents contain in `querying`, and those on indexes in `indexes`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import msgspec
 import typer
 from typer.main import get_command
 
-from mycelia_storage import __version__, open_storage
-from mycelia_storage.cli import failures, output
+from mycelia_storage import __version__
+from mycelia_storage.cli import failures, indexes, output, querying
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
+from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, target_of
 from mycelia_storage.cli.readers import decode_line
 from mycelia_storage.errors import StorageError
 from mycelia_storage.keys import DEFAULT_NAMESPACE
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 # A listing is read in pages of so many keys, so that it takes the same memory however long it is.
 _PAGE: Final = 10_000
-_ENVIRONMENT: Final = "MYCELIA_STORAGE"
 _DEBUG_ENVIRONMENT: Final = "MYCELIA_STORAGE_DEBUG"
 
 app = typer.Typer(
@@ -45,8 +46,6 @@ app = typer.Typer(
     ),
 )
 
-Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="The namespace.")]
-
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
@@ -59,7 +58,7 @@ def options(
     context: typer.Context,
     store: Annotated[
         str | None,
-        typer.Option(metavar="TARGET", envvar=_ENVIRONMENT, help="The store: a path, sqlite:///… or memory:"),
+        typer.Option(metavar="TARGET", envvar=ENVIRONMENT, help="The store: a path, sqlite:///… or memory:"),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -83,7 +82,7 @@ def get(
     """Print the value under KEY as JSON."""
     if raw and entry:
         raise UsageError("--raw and --entry cannot go together")
-    with _open(context) as store:
+    with open_store(context) as store:
         found = store.get_entry(key, namespace=namespace)
     if raw and isinstance(found.value, str):
         output.show_text(found.value)
@@ -107,7 +106,7 @@ def set_value(
     about = None if metadata is None else _parse(os.fsencode(metadata), "--metadata")
     if about is not None and type(about) is not dict:
         raise UsageError("--metadata is no JSON object")
-    with _open(context, create=True) as store:
+    with open_store(context, create=True) as store:
         new = store.set(key, value, metadata=cast("dict[str, Any] | None", about), ttl=ttl, namespace=namespace)
     output.show_facts({"key": key, "version": new}, f"stored {key!r}")
 
@@ -125,7 +124,7 @@ def delete(
         raise UsageError("name keys to delete, or a --prefix, and not both")
     if prefix == "":
         raise UsageError("an empty --prefix would delete every key")
-    with _open(context) as store:
+    with open_store(context) as store:
         if prefix is None:
             deleted, missing = _delete_keys(store, keys or [], namespace)
         else:
@@ -148,7 +147,7 @@ def list_keys(
     null: Annotated[bool, typer.Option("--null", "-0", help="End each key with a NUL instead of a line end.")] = False,
 ) -> None:
     """Print keys in their order, one a line."""
-    with _open(context) as store:
+    with open_store(context) as store:
         pages = _pages(
             store,
             limit,
@@ -191,7 +190,7 @@ def import_file(
     """Store the documents of FILE, a transaction a batch, however large it is."""
     outcome = run_import(
         ImportOptions(
-            target=_target(context),
+            target=target_of(context),
             file=file,
             namespace=namespace,
             format=None if format == "auto" else format,
@@ -219,15 +218,15 @@ def export_entries(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write FILE, once it is whole.")
     ] = None,
 ) -> None:
-    """Write entries as JSON Lines, from which import makes the same entries again."""
+    """Write entries and indexes as JSON Lines, from which import makes the same again."""
     if everything and namespace != DEFAULT_NAMESPACE:
         raise UsageError("--all and --namespace cannot go together")
     if file == "-":
         file = None
-    path = read_options(_target(context), {}).path
+    path = read_options(target_of(context), {}).path
     if file is not None and os.path.realpath(file) in (path, f"{path}-wal", f"{path}-shm"):
         raise UsageError(f"--output {file} would replace the store itself")
-    with _open(context) as store:
+    with open_store(context) as store:
         done = export(store, file, None if everything else namespace)
     if file is not None:
         facts: dict[str, object] = {
@@ -238,13 +237,19 @@ def export_entries(
         output.show_facts(facts, f"exported {done.entries:,} entries to {file} in {done.seconds:.1f} s")
 
 
+app.command()(querying.query)
+app.command()(querying.count)
+app.command()(querying.explain)
+app.add_typer(indexes.index, name="index")
+
+
 @app.command()
 def namespaces(
     context: typer.Context,
     prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Those that begin with TEXT.")] = None,
 ) -> None:
     """List the namespaces, with their entries."""
-    with _open(context) as store, store.transaction(read_only=True) as tx:
+    with open_store(context) as store, store.transaction(read_only=True) as tx:
         rows = [msgspec.to_builtins(tx.namespace_info(name)) for name in tx.list_namespaces(prefix=prefix)]
     headings = {"name": "namespace", "entries": "entries", "created_at": "created", "metadata": "metadata"}
     output.show_table(rows, headings)
@@ -253,14 +258,14 @@ def namespaces(
 @app.command()
 def status(context: typer.Context) -> None:
     """Tell what the store is and how much it holds."""
-    with _open(context) as store:
+    with open_store(context) as store:
         output.show_fields(msgspec.to_builtins(store.get_status()))
 
 
 @app.command()
 def check(context: typer.Context) -> None:
     """Read the whole store and look for damage."""
-    with _open(context) as store:
+    with open_store(context) as store:
         found = store.check()
     sentence = f"nothing wrong with {found.entries:,} entries in {found.namespaces:,} namespaces"
     output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
@@ -270,7 +275,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code, whatever happens."""
     try:
         try:
-            return _invoke(arguments)
+            with output.warnings_reported():
+                return _invoke(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -316,22 +322,6 @@ def _forget_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def _target(context: typer.Context) -> str:
-    target = cast("str | None", context.obj)
-    if target is None:
-        raise UsageError(f"name the store: --store TARGET before the verb, or {_ENVIRONMENT} in the environment")
-    return target
-
-
-def _open(context: typer.Context, *, create: bool = False) -> Storage:
-    """The store; only a verb that writes makes a new one, so that a slip in the name is noticed."""
-    target = _target(context)
-    path = read_options(target, {}).path
-    if path and not create and not os.path.exists(path):
-        raise CommandError(f"there is no store at {path}", failures.STORAGE_FAILED)
-    return open_storage(target)
 
 
 def _delete_keys(store: Storage, keys: list[str], namespace: str) -> tuple[int, list[str]]:
@@ -381,7 +371,7 @@ def _decode(data: bytes) -> str:
 
 
 def _facts(outcome: Outcome) -> dict[str, object]:
-    return {
+    facts: dict[str, object] = {
         "format": outcome.format,
         "namespaces": outcome.namespaces,
         "loaded": outcome.loaded,
@@ -391,6 +381,7 @@ def _facts(outcome: Outcome) -> dict[str, object]:
         "bytes": outcome.bytes_read,
         "seconds": round(outcome.seconds, 3),
     }
+    return facts | {"indexes": outcome.indexes} if outcome.format == "export" else facts
 
 
 def _sentence(outcome: Outcome) -> str:
@@ -403,4 +394,6 @@ def _sentence(outcome: Outcome) -> str:
         parts.append(f"{outcome.failed:,} bad")
     if outcome.expired:
         parts.append(f"{outcome.expired:,} already expired and left out")
+    if outcome.indexes:
+        parts.append(f"{outcome.indexes:,} indexes")
     return "; ".join(parts)

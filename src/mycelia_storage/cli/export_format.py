@@ -6,9 +6,11 @@ Called by `exporting` and `importing`. An export is a text of JSON objects, one 
 2. for each namespace that was registered a line `{"namespace": …, "metadata": {…}}`, and after it
 3. its entries, `{"key": …, "value": …}`, with `"metadata"` unless empty, `"expires_at"` unless they stay, and
    `"namespace"` unless the header names it;
-4. a closing line, `{"mycelia_storage_export_end": 1, "entries": n}`, by which a cut-off file is noticed.
+4. for each created index `{"index": [field, …]}`, with `"unique": true` if it is, `"name"` unless it is the one that
+   the fields give, and `"namespace"` as in 3, null for an index over all namespaces;
+5. a closing line, `{"mycelia_storage_export_end": 1, "entries": n}`, by which a cut-off file is noticed.
 
-Exports may be written one after the other into one file.
+Exports may be written one after the other into one file. Those of earlier versions had no lines of indexes.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import msgspec
 import orjson
 
 from mycelia_storage.entries import EPOCH
+from mycelia_storage.indexing import define_index
 
 if TYPE_CHECKING:
-    from mycelia_storage.entries import Entry, NamespaceInfo
+    from mycelia_storage.entries import Entry, IndexInfo, NamespaceInfo
 
 VERSION: Final = 1
 
@@ -32,6 +35,8 @@ _LONGEST_HEADER: Final = 4096
 _HEADER_FIELDS: Final = frozenset({_HEADER, "exported_at", "namespace"})
 _ENTRY_FIELDS: Final = frozenset({"namespace", "key", "value", "metadata", "expires_at"})
 _NAMESPACE_FIELDS: Final = frozenset({"namespace", "metadata"})
+_INDEX: Final = "index"
+_INDEX_FIELDS: Final = frozenset({_INDEX, "namespace", "name", "unique"})
 
 
 class Header(NamedTuple):
@@ -58,13 +63,23 @@ class EntryLine(NamedTuple):
     expires_at: int | None
 
 
+class IndexLine(NamedTuple):
+    """A created index; `namespace` as in an entry, but None with `is_everywhere` for one over all namespaces."""
+
+    namespace: str | None
+    fields: list[str]
+    is_unique: bool
+    name: str | None
+    is_everywhere: bool
+
+
 class EndLine(NamedTuple):
     """The closing line: how many entries were written."""
 
     entries: int
 
 
-Line: TypeAlias = Header | NamespaceLine | EntryLine | EndLine
+Line: TypeAlias = Header | NamespaceLine | EntryLine | IndexLine | EndLine
 
 
 def header(namespace: str | None) -> bytes:
@@ -89,6 +104,18 @@ def entry_line(entry: Entry[Any], *, with_namespace: bool) -> bytes:
         fields["metadata"] = entry.metadata
     if entry.expires_at is not None:
         fields["expires_at"] = _to_text(entry.expires_at)
+    return _line(fields)
+
+
+def index_line(info: IndexInfo, *, with_namespace: bool) -> bytes:
+    """The line of an index. Its name is left out where the fields give the same one, in another namespace too."""
+    fields: dict[str, object] = {_INDEX: info.fields}
+    if with_namespace:
+        fields["namespace"] = info.namespace
+    if info.unique:
+        fields["unique"] = True
+    if info.name != define_index(info.fields, info.namespace, info.unique, None).name:
+        fields["name"] = info.name
     return _line(fields)
 
 
@@ -118,15 +145,15 @@ def parse(document: object) -> Line:
         return Header(_whole_number(fields, _HEADER), _text(fields, "namespace") if "namespace" in fields else None)
     if _END in fields:
         return EndLine(_whole_number(fields, "entries"))
+    if _INDEX in fields:
+        return _parse_index(fields)
     if fields.keys() == _NAMESPACE_FIELDS:
         return NamespaceLine(_text(fields, "namespace"), _object(fields, "metadata"))
     raise ValueError("no line of an export: it has no key")
 
 
 def _parse_entry(fields: dict[str, Any]) -> EntryLine:
-    unknown = fields.keys() - _ENTRY_FIELDS
-    if unknown:
-        raise ValueError(f"no line of an export: the field {min(unknown)!r} is unknown")
+    _expect_known(fields, _ENTRY_FIELDS)
     if "value" not in fields:
         raise ValueError("no line of an export: it has no value")
     return EntryLine(
@@ -136,6 +163,30 @@ def _parse_entry(fields: dict[str, Any]) -> EntryLine:
         _object(fields, "metadata") if "metadata" in fields else {},
         _milliseconds(_text(fields, "expires_at")) if "expires_at" in fields else None,
     )
+
+
+def _parse_index(fields: dict[str, Any]) -> IndexLine:
+    _expect_known(fields, _INDEX_FIELDS)
+    paths: object = fields[_INDEX]
+    if type(paths) is not list or not all(type(path) is str for path in cast("list[object]", paths)):
+        raise ValueError("no line of an export: index is no list of texts")
+    is_everywhere = "namespace" in fields and fields["namespace"] is None
+    is_unique = fields.get("unique", False)
+    if type(is_unique) is not bool:
+        raise ValueError("no line of an export: unique is neither true nor false")
+    return IndexLine(
+        None if is_everywhere or "namespace" not in fields else _text(fields, "namespace"),
+        cast("list[str]", paths),
+        is_unique,
+        _text(fields, "name") if "name" in fields else None,
+        is_everywhere,
+    )
+
+
+def _expect_known(fields: dict[str, Any], known: frozenset[str]) -> None:
+    unknown = fields.keys() - known
+    if unknown:
+        raise ValueError(f"no line of an export: the field {min(unknown)!r} is unknown")
 
 
 def _line(fields: dict[str, object]) -> bytes:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from mycelia_storage.cli.export_format import end_line, entry_line, header, namespace_line
+from mycelia_storage.cli.export_format import end_line, entry_line, header, index_line, namespace_line
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
 from mycelia_storage.errors import NamespaceNotFoundError
 
@@ -57,6 +57,10 @@ def _write(store: Storage, file: IO[bytes], namespace: str | None) -> tuple[int,
             for entry in tx.scan(namespace=name):
                 file.write(entry_line(entry, with_namespace=namespace is None))
                 entries += 1
+        # Behind the entries, since an index is built faster than it is kept up. One over all namespaces belongs to
+        # an export of all.
+        for info in tx.list_indexes(namespace=namespace):
+            file.write(index_line(info, with_namespace=namespace is None))
     file.write(end_line(entries))
     file.flush()
     return entries, chosen

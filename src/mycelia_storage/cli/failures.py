@@ -9,12 +9,16 @@ from typing import Final
 
 from mycelia_storage.errors import (
     ConfigError,
+    IndexExistsError,
+    IndexNotFoundError,
+    InvalidFilterError,
     InvalidKeyError,
     InvalidNamespaceError,
     InvalidValueError,
     KeyNotFoundError,
     NamespaceNotFoundError,
     StorageError,
+    UniqueIndexError,
 )
 
 DONE: Final = 0
@@ -24,8 +28,16 @@ STORAGE_FAILED: Final = 3
 INTERRUPTED: Final = 130  # as a shell reports SIGINT
 NOBODY_READS: Final = 141  # as a shell reports SIGPIPE
 
-_NOT_FOUND: Final = (KeyNotFoundError, NamespaceNotFoundError)
-_WRONG_ARGUMENT: Final = (ConfigError, InvalidKeyError, InvalidNamespaceError, InvalidValueError)
+# A value that a unique index refuses is for the script what a bad line is: this document, and not the store.
+_NOT_DONE: Final = (KeyNotFoundError, NamespaceNotFoundError, IndexNotFoundError, UniqueIndexError)
+_WRONG_ARGUMENT: Final = (
+    ConfigError,
+    IndexExistsError,
+    InvalidFilterError,
+    InvalidKeyError,
+    InvalidNamespaceError,
+    InvalidValueError,
+)
 
 
 class CommandError(Exception):
@@ -52,7 +64,7 @@ class UsageError(CommandError):
 
 def exit_code_of(error: StorageError) -> int:
     """The exit code that tells a script what a storage error means for it."""
-    if isinstance(error, _NOT_FOUND):
+    if isinstance(error, _NOT_DONE):
         return NOT_DONE
     if isinstance(error, _WRONG_ARGUMENT):
         return WRONG_USE

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from mycelia_storage import open_storage
-from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, NamespaceLine, parse
+from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
@@ -28,7 +28,15 @@ from mycelia_storage.cli.readers import (
 )
 from mycelia_storage.cli.source import detect_format, open_source
 from mycelia_storage.entries import Put
-from mycelia_storage.errors import BatchError, StorageError
+from mycelia_storage.errors import (
+    BatchError,
+    CapacityError,
+    IndexExistsError,
+    InvalidFilterError,
+    InvalidValueError,
+    StorageError,
+    UniqueIndexError,
+)
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
@@ -70,6 +78,7 @@ class Outcome:
     replaced: int = 0
     failed: int = 0
     expired: int = 0
+    indexes: int = 0
     bytes_read: int = 0
     seconds: float = 0.0
     stopped: str | None = None
@@ -152,11 +161,11 @@ class _BatchClock:
 
 
 class _Placed(NamedTuple):
-    """A line of an export, its number, and the namespace that it concerns."""
+    """A line of an export, its number, and the namespace that it concerns; None for an index over all."""
 
     number: int
-    namespace: str
-    line: EntryLine | NamespaceLine
+    namespace: str | None
+    line: EntryLine | NamespaceLine | IndexLine
 
 
 class _Import:
@@ -192,12 +201,24 @@ class _Import:
         """An export: each entry into its own namespace, with its metadata and its expiry."""
         lines = self._export_lines(self._follow(read_json_lines(source.buffered())))
         for (is_entry, namespace), group in groupby(lines, lambda placed: (type(placed.line) is EntryLine, placed[1])):
-            if is_entry:
+            if is_entry and namespace is not None:
                 self._load(namespace, self._puts(group))
                 continue
             for placed in group:
-                metadata = cast("NamespaceLine", placed.line).metadata
-                self._store.create_namespace(namespace, metadata=metadata, exist_ok=True)
+                if isinstance(placed.line, IndexLine):
+                    self._create_index(placed, placed.line)
+                elif isinstance(placed.line, NamespaceLine) and namespace is not None:
+                    self._store.create_namespace(namespace, metadata=placed.line.metadata, exist_ok=True)
+
+    def _create_index(self, placed: _Placed, line: IndexLine) -> None:
+        """Make an index again. Into another namespace it takes a name of its own, since its old one may be in use."""
+        name = line.name if self._options.namespace is None else None
+        try:
+            self._store.create_index(*line.fields, namespace=placed.namespace, unique=line.is_unique, name=name)
+        except (UniqueIndexError, IndexExistsError, CapacityError, InvalidFilterError, InvalidValueError) as error:
+            self._note(Problem(placed.number, str(error)))
+        else:
+            self._outcome.indexes += 1
 
     def place(self, number: int) -> str:
         return f"{self._outcome.unit} {number}" if number else "the beginning"
@@ -276,7 +297,7 @@ class _Import:
                 self._passed_over += 1
                 self._note(Problem(number, str(error)))
                 continue
-            if isinstance(line, EntryLine | NamespaceLine):
+            if isinstance(line, EntryLine | NamespaceLine | IndexLine):
                 entries += isinstance(line, EntryLine)
                 yield _Placed(number, self._namespace_of(line, header), line)
             elif isinstance(line, Header):
@@ -298,8 +319,10 @@ class _Import:
         if header.namespace is None and self._options.namespace is not None:
             raise UsageError("an export of all namespaces: import it without --namespace")
 
-    def _namespace_of(self, line: EntryLine | NamespaceLine, header: Header | None) -> str:
+    def _namespace_of(self, line: EntryLine | NamespaceLine | IndexLine, header: Header | None) -> str | None:
         wanted = self._options.namespace
+        if isinstance(line, IndexLine) and line.is_everywhere:
+            return None
         own = line.name if isinstance(line, NamespaceLine) else line.namespace
         if own is None:
             own = DEFAULT_NAMESPACE if header is None or header.namespace is None else header.namespace

@@ -7,8 +7,10 @@ so that a key cannot move the cursor or change colours.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 import orjson
@@ -18,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
 PROGRAM: Final = "mycelia-storage"
 
@@ -53,6 +55,27 @@ def report(message: str) -> None:
 def one_line(message: str) -> str:
     """The message without line breaks and with nothing that a terminal would obey."""
     return escape_unseen(_SPACES.sub(" ", message).strip())
+
+
+class _Reporter(logging.Handler):
+    """Gives what the library logs to a person who watches, and leaves the errors of a script to errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        if sys.stderr.isatty():
+            report(record.getMessage())
+
+
+@contextmanager
+def warnings_reported() -> Generator[None, None, None]:
+    """Within the block the library's warnings are reports, and nothing that a terminal would obey."""
+    logger = logging.getLogger("mycelia_storage")
+    handler = _Reporter(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def write(data: bytes) -> None:

@@ -10,6 +10,9 @@ Two rules belong to every engine, because only it can keep them in one atomic st
   it were not there, except that its version counts.
 - **delete, clear, purge** raise the floor to the greatest version that they remove, where that is `now` or more, so
   that no version of a key is used again.
+- **unique indexes**: no two live rows of a namespace have the same scalars or nulls in all fields of one. On a
+  violation a put removes what has expired in the namespace and tries once more; then it raises UniqueIndexError, and
+  nothing is written. Rows are put one after the other, each against those before it.
 
 Times: `now` is microseconds since 1970; stored times are milliseconds. An entry is expired when
 `expires_at <= now // 1000`. Texts are ordered by code point.
@@ -22,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
+    from mycelia_storage.matching import Position
 
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "snapshot", "serializable"]
 
@@ -50,6 +55,34 @@ class NamespaceRow(NamedTuple):
     name: str
     metadata: str | None
     created_at: int | None
+
+
+class Query(NamedTuple):
+    """What to find. `after` is the position of an entry to go on behind; `offset` counts only without it."""
+
+    filter: Filter
+    sort: tuple[SortKey, ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    after: Position | None = None
+
+
+class IndexRow(NamedTuple):
+    """The definition of a created index; `namespace` None means all of them, each for itself."""
+
+    name: str
+    namespace: str | None
+    fields: tuple[SortKey, ...]
+    is_unique: bool
+    created_at: int
+
+
+class PlanRow(NamedTuple):
+    """How an engine would run a query: the created indexes it uses, and whether it visits the whole namespace."""
+
+    sql: str
+    indexes: tuple[str, ...]
+    full_scan: bool
 
 
 class Primitives(Protocol):
@@ -92,6 +125,36 @@ class Primitives(Protocol):
 
     def namespace(self, name: str) -> NamespaceRow | None:
         """One namespace, None where it is neither registered nor holds entries."""
+        ...
+
+    # by filters
+    def find(self, namespace: str, query: Query, now: int) -> list[Row]:
+        """The live rows that match, in order."""
+        ...
+
+    def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        """How many live rows match."""
+        ...
+
+    def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        """Remove the live rows that match; gives how many."""
+        ...
+
+    def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
+        """How `find` would go about it, or would with these indexes more."""
+        ...
+
+    # indexes
+    def indexes(self) -> list[IndexRow]:
+        """Every created index, ordered by name."""
+        ...
+
+    def create_index(self, index: IndexRow, now: int) -> None:
+        """Make an index of a name that is free. Raises UniqueIndexError, CapacityError."""
+        ...
+
+    def drop_index(self, name: str) -> bool:
+        """Remove an index; False where there is none."""
         ...
 
     # writing

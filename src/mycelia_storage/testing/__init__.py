@@ -36,10 +36,12 @@ from mycelia_storage.testing.changing import ChangingContract
 from mycelia_storage.testing.clock import FakeClock
 from mycelia_storage.testing.compare import difference
 from mycelia_storage.testing.finding import ListKeysContract, ScanContract
+from mycelia_storage.testing.indexes import IndexContract, UniqueIndexContract
 from mycelia_storage.testing.many import LoadContract, ManyContract
 from mycelia_storage.testing.mapping import NamespaceViewContract
 from mycelia_storage.testing.namespaces import NamespacesContract
 from mycelia_storage.testing.one_entry import OneEntryContract
+from mycelia_storage.testing.queries import FilteringContract, PagingContract, QueryContract
 from mycelia_storage.testing.store import ErrorsContract, StoreContract
 from mycelia_storage.testing.threads import ThreadsContract
 from mycelia_storage.testing.transactions import (
@@ -60,6 +62,8 @@ __all__ = [
     "ErrorsContract",
     "ExpiryContract",
     "FakeClock",
+    "FilteringContract",
+    "IndexContract",
     "KeysContract",
     "ListKeysContract",
     "LoadContract",
@@ -68,6 +72,8 @@ __all__ = [
     "NamespacesContract",
     "NestedTransactionContract",
     "OneEntryContract",
+    "PagingContract",
+    "QueryContract",
     "ReadOnlyTransactionContract",
     "RunTransactionContract",
     "ScanContract",
@@ -76,6 +82,7 @@ __all__ = [
     "ThreadsContract",
     "TransactionContract",
     "TypedViewContract",
+    "UniqueIndexContract",
     "ValuesContract",
     "VersionsContract",
     "difference",
@@ -92,6 +99,11 @@ class StorageContract(
     LoadContract,
     ListKeysContract,
     ScanContract,
+    QueryContract,
+    PagingContract,
+    FilteringContract,
+    IndexContract,
+    UniqueIndexContract,
     NamespacesContract,
     NamespaceViewContract,
     TypedViewContract,

@@ -6,7 +6,10 @@ transactions. A verb that is missing here fails the suite (see `StoreContract`).
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
+
+from mycelia_storage import IndexNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 def _same(value: object) -> object:
     return value
+
+
+def _drop_index(verbs: Any) -> None:
+    with contextlib.suppress(IndexNotFoundError):
+        verbs.drop_index("no such index")
 
 
 # Verbs on one key: (verbs, key, namespace).
@@ -51,18 +59,25 @@ READS_OF_A_NAMESPACE: Final[dict[str, NamespaceCall]] = {
     "list_keys": lambda verbs, ns: verbs.list_keys(namespace=ns),
     "scan": lambda verbs, ns: list(verbs.scan(namespace=ns)),
     "count": lambda verbs, ns: verbs.count(namespace=ns),
+    "query": lambda verbs, ns: verbs.query(namespace=ns),
+    "pages": lambda verbs, ns: list(verbs.pages(namespace=ns)),
+    "explain": lambda verbs, ns: verbs.explain(namespace=ns),
     "namespace_info": lambda verbs, ns: verbs.namespace_info(ns),
 }
 WRITES_OF_A_NAMESPACE: Final[dict[str, NamespaceCall]] = {
     "clear": lambda verbs, ns: verbs.clear(namespace=ns),
+    "delete_where": lambda verbs, ns: verbs.delete_where([], namespace=ns),
     "create_namespace": lambda verbs, ns: verbs.create_namespace(ns, exist_ok=True),
     "delete_namespace": lambda verbs, ns: verbs.delete_namespace(ns, recursive=True),
 }
 READS_OF_THE_WHOLE: Final[dict[str, StoreCall]] = {
     "list_namespaces": lambda verbs: verbs.list_namespaces(),
+    "list_indexes": lambda verbs: verbs.list_indexes(),
 }
 WRITES_OF_THE_WHOLE: Final[dict[str, StoreCall]] = {
     "clear_all": lambda verbs: verbs.clear_all(),
+    "create_index": lambda verbs: verbs.create_index("n"),
+    "drop_index": _drop_index,
 }
 # What only a store has, not a transaction.
 OF_A_STORE_ONLY: Final[dict[str, StoreCall]] = {

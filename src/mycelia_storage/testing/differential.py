@@ -16,7 +16,15 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mycelia_storage import Put, StorageBusyError, StorageError, TransactionConflictError, open_storage
+from mycelia_storage import (
+    Put,
+    StorageBusyError,
+    StorageError,
+    TransactionConflictError,
+    UniqueIndexError,
+    field,
+    open_storage,
+)
 from mycelia_storage.testing.bad_values import BadValue
 from mycelia_storage.testing.base import in_another_thread
 from mycelia_storage.testing.clock import FakeClock
@@ -32,9 +40,18 @@ SHORT_STEPS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "set": lambda tx, key, name: tx.set(key, "in a block", namespace=name, metadata={"x": 2}, ttl=1),
     "delete": lambda tx, key, name: tx.delete(key, namespace=name),
     "delete many": lambda tx, key, name: tx.delete_many([key, "a", "B"], namespace=name),
+    "delete where": lambda tx, _, name: tx.delete_where(field("n") == 1, namespace=name),
     "clear": lambda tx, _, name: tx.clear(namespace=name),
+    "index": lambda tx, _, name: tx.create_index("n", unique=True, namespace=name),
+    "drop index": lambda tx, _, name: tx.drop_index(f"unique {name}: n"),
     "delete namespace": lambda tx, _, name: tx.delete_namespace(name, recursive=True),
-    "look": lambda tx, _, name: [tx.list_keys(namespace=name), list(tx.scan(namespace=name)), tx.count(namespace=name)],
+    "look": lambda tx, _, name: [
+        tx.list_keys(namespace=name),
+        list(tx.scan(namespace=name)),
+        tx.count(namespace=name),
+        tx.query(field("n") >= 1, sort="-n", limit=2, namespace=name).keys(),
+        tx.list_indexes(),
+    ],
 }
 
 
@@ -53,8 +70,10 @@ class Raised(NamedTuple):
 def _plain(answer: Any) -> Any:
     """An answer with every error and iterator inside made comparable."""
     if isinstance(answer, BaseException):
-        details = [_plain(getattr(answer, name, None)) for name in ("expected", "actual", "errors", "report")]
-        return Raised(type(answer).__name__, str(answer), details)
+        names = ("expected", "actual", "errors", "report", "index")
+        # Of several duplicates each store names those that it meets first.
+        message = "" if isinstance(answer, UniqueIndexError) else str(answer)
+        return Raised(type(answer).__name__, message, [_plain(getattr(answer, name, None)) for name in names])
     if isinstance(answer, dict):
         return {key: _plain(value) for key, value in answer.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(answer, list | tuple):
@@ -322,7 +341,7 @@ class TwoStores(RuleBasedStateMachine):
 
 
 def _everything(verbs: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"": verbs.list_indexes()}
     for name in verbs.list_namespaces():
         keys = verbs.list_keys(namespace=name)
         entries = verbs.get_entries(keys, namespace=name)

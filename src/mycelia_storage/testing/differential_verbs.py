@@ -18,6 +18,7 @@ from hypothesis.stateful import rule
 
 from mycelia_storage import MISSING, StorageError
 from mycelia_storage.testing.differential import OwnError, TwoStores, made, pairs, puts
+from mycelia_storage.testing.differential_queries import Queries
 from mycelia_storage.testing.strategies import (
     DURABLE,
     ITEMS,
@@ -270,8 +271,8 @@ class ManyEntries(OneEntry):
         self.both(lambda verbs: verbs.count(namespace=namespace))
 
 
-class DifferentialMachine(ManyEntries):
-    """Every verb: those above, and namespaces and their views."""
+class DifferentialMachine(ManyEntries, Queries):
+    """Every verb: those above, queries and indexes, namespaces and their views."""
 
     @rule(name=NAMESPACES, metadata=METADATA, exist_ok=st.booleans())
     def create_namespace(self, name: Any, metadata: Any, exist_ok: bool) -> None:

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 # Verbs whose names a mapping uses otherwise, and those that a view has no use for.
 CLASHING = {"get", "clear"}
-DATA_VERBS = READS_OF_A_KEY.keys() | WRITES_OF_A_KEY.keys() | BATCH_WRITES.keys() | {"list_keys", "scan", "count"}
+DATA_VERBS = (
+    READS_OF_A_KEY.keys()
+    | WRITES_OF_A_KEY.keys()
+    | BATCH_WRITES.keys()
+    | {"list_keys", "scan", "count", "query", "pages", "explain", "delete_where"}
+    | {"create_index", "drop_index", "list_indexes"}
+)
 
 
 class NamespaceViewContract(ContractBase):

@@ -10,6 +10,7 @@ cannot write. BEGIN and COMMIT go through `execute`: the driver's `with connecti
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from mycelia_storage.engines.sqlite.connection import (
     size_of,
 )
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.indexes import refresh_is_due, refresh_statistics
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession, Statements
 from mycelia_storage.errors import (
     ConfigError,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 BEGIN: Final = "BEGIN"
+FIRST_REFRESH: Final = 1000
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
 # A transaction that reads has its state from its first read on, not from BEGIN.
@@ -58,6 +61,8 @@ UNREGISTERED: Final = """
 SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces) LIMIT 20"""
 IMPOSSIBLE_ROWS: Final = """
 SELECT namespace, key FROM storage_entries WHERE version < 1 OR created_at < 0 LIMIT 20"""
+
+LOG: Final = logging.getLogger("mycelia_storage")
 
 require_safe_sqlite()
 
@@ -77,6 +82,8 @@ class SQLiteEngine:
         self._write_lock = threading.Lock()
         self._sessions: weakref.WeakSet[_Lending] = weakref.WeakSet()
         self._closed = False
+        self._changes = 0  # of the writer, as of the last time that its lock was given back
+        self._next_refresh = FIRST_REFRESH
         try:
             self.writer = self._open_read_only() if options.read_only else self._open()
         except OSError as error:
@@ -199,8 +206,37 @@ class SQLiteEngine:
         try:
             if self._closed:
                 self._close_writer()
+            else:
+                self._changes = self.writer.total_changes()
         finally:
             self._write_lock.release()
+
+    def after_write(self) -> None:
+        """Keep the planner's statistics fresh: after a thousand changes, and whenever their number has doubled.
+
+        It looks at counts only, unless a namespace has grown tenfold; while others write it is put off. The write
+        before it is done, so a failure here is logged and not raised.
+        """
+        if self._changes < self._next_refresh or not self._write_lock.acquire(blocking=False):
+            return
+        try:
+            if not self._closed:
+                self._next_refresh = 2 * self.writer.total_changes()
+                self._refresh_statistics()
+        except DRIVER_ERRORS as error:
+            LOG.warning("%s: the planner's statistics could not be refreshed: %s", self.path, type(error).__name__)
+        finally:
+            self.unlock_writer()
+
+    def _refresh_statistics(self) -> None:
+        if refresh_is_due(self.writer):
+            self._patience.timeout = 0.0
+            try:
+                self.writer.execute(BEGIN_TO_WRITE)
+                refresh_statistics(self.writer)
+                self.writer.execute(COMMIT)
+            finally:
+                roll_back(self.writer)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
@@ -236,6 +272,7 @@ class SQLiteEngine:
             raise
         finally:
             self.unlock_writer()
+        self.after_write()
 
     # ---- transactions
 
@@ -488,6 +525,7 @@ class _Lending:
                 raise self._engine.failure(error, committing=True) from error
             finally:
                 self.rollback()
+        self._engine.after_write()
 
     def rollback(self) -> None:
         with self._lock:

@@ -26,11 +26,14 @@ import apsw
 
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.sqlite.connection import open_to_look, size_of
+from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
 from mycelia_storage.errors import NotAStorageFileError, SchemaVersionError, StorageCorruptError, StorageError
 from mycelia_storage.keys import check_key, check_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from mycelia_storage.engines.engine import IndexRow
 
 NEWEST: Final = 2
 APPLICATION_ID: Final = 0x4D795374
@@ -76,10 +79,20 @@ _FLOOR_2: Final = (
     "CREATE TABLE storage_version_floor (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL) STRICT"
 )
 
+_INDEXES_2: Final = """CREATE TABLE storage_indexes (
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  namespace TEXT,
+  fields TEXT NOT NULL,
+  is_unique INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  analyzed_entries INTEGER NOT NULL
+) STRICT"""
+
 # What a file of each version holds, as sqlite_schema has it but for white space and quotes.
 _EXPECTED: Final[dict[int, tuple[str, ...]]] = {
     1: (_ENTRIES_1, *_INDEXES_1, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
-    2: (_ENTRIES_2, _EXPIRY_2, _FLOOR_2, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
+    2: (_ENTRIES_2, _EXPIRY_2, _FLOOR_2, _INDEXES_2, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
 }
 # Tables that SQLite and the replication tool Litestream put into a file of ours.
 _ALLOWED_NAMES: Final = ("sqlite_", "_litestream_")
@@ -90,6 +103,7 @@ _CREATE_2: Final = (
     _ENTRIES_2,
     _EXPIRY_2,
     _FLOOR_2,
+    _INDEXES_2,
     "INSERT INTO storage_version_floor (id, version) VALUES (1, 0)",
     "INSERT INTO storage_namespaces (name, created_at) VALUES ('default', ?1)",
     "INSERT INTO schema_version (version, applied_at) VALUES (2, ?1)",
@@ -106,6 +120,7 @@ _UP_TO_2: Final = (
     "DROP TABLE storage_entries_before",
     _EXPIRY_2,
     _FLOOR_2,
+    _INDEXES_2,
     "INSERT INTO storage_version_floor (id, version) VALUES (1, 0)",
     """INSERT OR IGNORE INTO storage_namespaces (name, created_at)
        SELECT namespace, min(created_at) FROM storage_entries GROUP BY namespace""",
@@ -122,6 +137,7 @@ _DOWN_TO_1: Final = (
        FROM storage_entries_before ORDER BY id""",
     "DROP TABLE storage_entries_before",
     "DROP TABLE storage_version_floor",
+    "DROP TABLE storage_indexes",
     *_INDEXES_1,
     "DELETE FROM schema_version WHERE version > 1",
     "INSERT OR IGNORE INTO schema_version (version, applied_at) VALUES (1, ?1)",
@@ -180,7 +196,9 @@ def verify(connection: apsw.Connection, path: str) -> int:
         raise SchemaVersionError(message)
     expected = NEWEST if ours else 1
     if version == expected:
-        differing = set(found.items()) ^ {(_name(sql), _folded(sql)) for sql in _EXPECTED[expected]}
+        made = {f"{PREFIX}{number}": definition(number, index) for number, index in _created(connection, found).items()}
+        wanted = {_name(sql): sql for sql in _EXPECTED[expected]} | made
+        differing = set(found.items()) ^ {(name, _folded(sql)) for name, sql in wanted.items()}
         if not differing:
             return expected
         name = min(differing)[0]
@@ -210,7 +228,14 @@ def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
 
 
 def downgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
-    """From version 2 to 1, inside the caller's transaction. Raises SchemaVersionError while an entry has an expiry."""
+    """From version 2 to 1, inside the caller's transaction.
+
+    Raises SchemaVersionError while an entry has an expiry or a created index exists.
+    """
+    indexes = [index.name for index in all_indexes(connection).values()]
+    if indexes:
+        message = f"{path}: version 1 knows no created indexes; drop these first: {', '.join(map(repr, indexes))}"
+        raise SchemaVersionError(f"{message}. The file is unchanged")
     expiring = connection.execute(_EXPIRING, (now_ms,)).fetchall()
     if expiring:
         shown = ", ".join(f"{key!r} in {namespace!r}" for namespace, key in expiring[:_SHOWN_EXPIRING])
@@ -278,6 +303,11 @@ def _objects(connection: apsw.Connection) -> dict[str, str]:
         for name, sql in connection.execute(_SCHEMA)
         if not str(name).startswith(_ALLOWED_NAMES)
     }
+
+
+def _created(connection: apsw.Connection, found: dict[str, str]) -> dict[int, IndexRow]:
+    """The created indexes, where the table of their definitions is as it should be."""
+    return all_indexes(connection) if found.get("storage_indexes") == _folded(_INDEXES_2) else {}
 
 
 def _folded(sql: str) -> str:

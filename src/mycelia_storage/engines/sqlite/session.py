@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import apsw
 import orjson
 
-from mycelia_storage.engines.engine import NamespaceRow, PutRow, Row
+from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.sqlite import indexes
+from mycelia_storage.engines.sqlite.explaining import explain
+from mycelia_storage.engines.sqlite.expressions import glob_literal
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, roll_back
+from mycelia_storage.engines.sqlite.indexes import indexed_paths
+from mycelia_storage.engines.sqlite.queries import Statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
+    from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
 
 VALUE: Final = "SELECT value, expires_at FROM storage_entries WHERE namespace = ? AND key = ?"
@@ -142,6 +148,10 @@ WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM storage_namespaces)
 ORDER BY name"""
 
 
+# What a put can mend: a namespace that is not registered yet, and an expired entry in the way of a unique index.
+_MENDABLE: Final = (apsw.SQLITE_CONSTRAINT_NOTNULL, apsw.SQLITE_CONSTRAINT_UNIQUE)
+
+
 class Lender(Protocol):
     """What primitives need of their surroundings: connections, lent for the length of a with block.
 
@@ -185,7 +195,7 @@ class Statements:
         with self._lender.reading() as connection:
             asked, statement = (keys[0], ROW) if len(keys) == 1 else (_array(keys), ROWS)
             found: list[Any] = connection.execute(statement, (asked, namespace)).fetchall()
-        return [Row(*row) for row in found]
+        return list(map(Row._make, found))
 
     def keys(
         self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
@@ -205,7 +215,7 @@ class Statements:
         high = NO_UPPER_END if span.high is None else span.high
         with self._lender.reading() as connection:
             found: list[Any] = connection.execute(PAGE, (namespace, span.low, high, now // 1000, limit)).fetchall()
-        return [Row(*row) for row in found]
+        return list(map(Row._make, found))
 
     def count(self, namespace: str | None, now: int) -> int:
         with self._lender.reading() as connection:
@@ -220,6 +230,49 @@ class Statements:
         with self._lender.reading() as connection:
             row = connection.execute(NAMESPACE, (name,)).fetchone()
         return None if row is None else NamespaceRow(*row)
+
+    def find(self, namespace: str, query: Query, now: int) -> list[Row]:
+        with self._lender.reading() as connection:
+            statement = Statement(namespace, query.filter, now, indexed_paths(connection, namespace))
+            found: list[Any] = connection.execute(statement.find(query), statement.bindings.values).fetchall()
+        return list(map(Row._make, found))
+
+    def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        with self._lender.reading() as connection:
+            statement = Statement(namespace, filter, now, indexed_paths(connection, namespace))
+            return connection.execute(statement.count(), statement.bindings.values).get  # type: ignore[no-any-return]
+
+    def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        with self._lender.writing() as connection:
+            statement = Statement(namespace, filter, now, indexed_paths(connection, namespace))
+            removed = connection.execute(statement.delete(), statement.bindings.values).fetchall()
+            return _live_of_removed(connection, removed, self._lender.time(now))
+
+    def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
+        with self._lender.reading() as connection:
+            return explain(connection, namespace, query, now, extra)
+
+    def indexes(self) -> list[IndexRow]:
+        with self._lender.reading() as connection:
+            return list(indexes.all_indexes(connection).values())
+
+    def create_index(self, index: IndexRow, now: int) -> None:
+        with self._lender.writing() as connection:
+            connection.execute("SAVEPOINT create_index")
+            try:
+                if index.is_unique:
+                    _purge_all(connection, now)
+                indexes.create(connection, index)
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK TO create_index")
+                    connection.execute("RELEASE create_index")
+                raise
+            connection.execute("RELEASE create_index")
+
+    def drop_index(self, name: str) -> bool:
+        with self._lender.writing() as connection:
+            return indexes.drop(connection, name)
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
         with self._lender.writing() as connection:
@@ -316,17 +369,21 @@ class Auto(Statements):
                 now = engine.time(now)
                 bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
                 engine.write_cursor.execute(PUT_IF_SIMPLE, bindings)
-                if engine.writer.changes():
-                    return [now]
+                is_done = engine.writer.changes() > 0
             except apsw.ConstraintError as error:
-                if extended_code(error) != apsw.SQLITE_CONSTRAINT_NOTNULL:
+                if extended_code(error) not in _MENDABLE:
                     raise engine.writer_failure(error) from error
+                is_done = False
             except apsw.BusyError:
                 roll_back(engine.writer)
+                is_done = False
             except DRIVER_ERRORS as error:
                 raise engine.writer_failure(error) from error
             finally:
                 engine.unlock_writer()
+            if is_done:
+                engine.after_write()
+                return [now]
         return super().put(namespace, rows, now)
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
@@ -399,13 +456,26 @@ def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) 
     """Write one row inside a transaction; gives its version."""
     key, value, metadata, expires_at = row
     bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
-    try:
-        return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
-    except apsw.ConstraintError as error:
-        if extended_code(error) != apsw.SQLITE_CONSTRAINT_NOTNULL:
-            raise
-    connection.execute(REGISTER, (namespace, None, now // 1000))
-    return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
+    mended: set[int] = set()
+    while True:
+        try:
+            return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
+        except apsw.ConstraintError as error:
+            code = extended_code(error)
+            if code not in _MENDABLE or (code in mended and code == apsw.SQLITE_CONSTRAINT_NOTNULL):
+                raise
+            if code in mended:
+                raise indexes.refusal(connection, namespace, row, now) from error
+            mended.add(code)
+        if code == apsw.SQLITE_CONSTRAINT_NOTNULL:
+            connection.execute(REGISTER, (namespace, None, now // 1000))
+        else:  # what has expired, but is still there, blocks no unique index
+            _purge_all(connection, now)
+
+
+def _purge_all(connection: apsw.Connection, now: int) -> None:
+    versions: list[Any] = [row[0] for row in connection.execute(PURGE, (now // 1000, -1)).fetchall()]
+    _raise_floor(connection, max(versions, default=None), now)
 
 
 def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
@@ -418,14 +488,17 @@ def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow
         connection.execute(REGISTER, (namespace, None, now_ms))
         version = max(now, connection.execute(FLOOR).get + 1)
         before = connection.total_changes()
-        connection.executemany(
-            PUT_UNLESS_AHEAD,
-            [
-                (namespace, key, value, metadata, expires_at, version, now_ms)
-                for key, value, metadata, expires_at in rows
-            ],
-        )
-        if connection.total_changes() - before == len(rows):
+        bindings = [
+            (namespace, key, value, metadata, expires_at, version, now_ms) for key, value, metadata, expires_at in rows
+        ]
+        try:
+            connection.executemany(PUT_UNLESS_AHEAD, bindings)
+            is_complete = connection.total_changes() - before == len(rows)
+        except apsw.ConstraintError as error:
+            if extended_code(error) not in _MENDABLE:
+                raise
+            is_complete = False
+        if is_complete:
             versions = [version] * len(rows)
         else:
             connection.execute("ROLLBACK TO put_many")
@@ -471,5 +544,5 @@ def _array(keys: Sequence[str]) -> str:
 
 
 def _glob(pieces: Sequence[str]) -> str:
-    """The pieces of a pattern in SQLite's GLOB, where a class of one character is that character."""
-    return "*".join("".join(f"[{c}]" if c in "*?[" else c for c in piece) for piece in pieces)
+    """The pieces of a pattern in SQLite's GLOB."""
+    return "*".join(map(glob_literal, pieces))

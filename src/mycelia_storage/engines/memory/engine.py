@@ -1,0 +1,283 @@
+"""The memory engine itself: its lock, its transactions, and the primitives as transactions of their own.
+
+Called by the verbs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from heapq import heappush
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.memory.state import Changes, State
+from mycelia_storage.engines.memory.view import View
+from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
+from mycelia_storage.keys import DEFAULT_NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from mycelia_storage.engines.engine import Primitives, Session, Snapshot
+    from mycelia_storage.filters import Filter
+    from mycelia_storage.keys import KeyRange
+    from mycelia_storage.options import Options
+
+R = TypeVar("R")
+
+SCHEMA_VERSION: Final = 2
+
+
+class MemorySession(View):
+    """A transaction: a view whose changes stay its own until they are committed."""
+
+    def __init__(self, engine: MemoryEngine, state: State, *, read_only: bool) -> None:
+        super().__init__(state, Changes(), engine.capacity)
+        self._engine = engine
+        self._read_only = read_only
+        self._points: list[Changes] = []
+        self._is_open = True
+
+    def __del__(self) -> None:
+        # Nobody has it any more, and nobody ended it: an exception came between beginning and keeping it.
+        self.rollback()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise self._engine.ended_error()
+
+    def commit(self) -> None:
+        self._check_open()
+        if not self._read_only:
+            with self._engine.lock:
+                self._changes.apply(self._state)
+            self._state.taken.clear()
+        self.rollback()
+
+    def rollback(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._put_back()
+            self._engine.ended(self, read_only=self._read_only)
+
+    def savepoint(self) -> int:
+        self._check_open()
+        self._points.append(self._changes.copy())
+        return len(self._points)
+
+    def release(self, savepoint: int) -> None:
+        self._check_open()
+        del self._points[savepoint - 1 :]
+
+    def rollback_to(self, savepoint: int) -> None:
+        self._check_open()
+        self._put_back()
+        self._changes = self._points[savepoint - 1]
+        self.release(savepoint)
+
+    def _put_back(self) -> None:
+        """What purge took from the order of expiry, and may be there again."""
+        for due in self._state.taken:
+            heappush(self._state.expiring, due)
+        self._state.taken.clear()
+
+
+class MemoryAuto(View):
+    """The primitives with each call a transaction of its own."""
+
+    def __init__(self, engine: MemoryEngine, state: State) -> None:
+        super().__init__(state, Changes(), engine.capacity)
+        self._engine = engine
+
+    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        with self._engine.lock:
+            return super().value(namespace, key)
+
+    def has(self, namespace: str, key: str, now: int) -> bool:
+        with self._engine.lock:
+            return super().has(namespace, key, now)
+
+    def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
+        with self._engine.lock:
+            return super().rows(namespace, keys)
+
+    def keys(
+        self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
+    ) -> list[str]:
+        with self._engine.lock:
+            return super().keys(namespace, span, now, limit=limit, offset=offset, reverse=reverse)
+
+    def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
+        with self._engine.lock:
+            return super().page(namespace, span, now, limit=limit)
+
+    def count(self, namespace: str | None, now: int) -> int:
+        with self._engine.lock:
+            return super().count(namespace, now)
+
+    def namespace(self, name: str) -> NamespaceRow | None:
+        with self._engine.lock:
+            return super().namespace(name)
+
+    def namespaces(self) -> list[NamespaceRow]:
+        with self._engine.lock:
+            return super().namespaces()
+
+    def find(self, namespace: str, query: Query, now: int) -> list[Row]:
+        with self._engine.lock:
+            return super().find(namespace, query, now)
+
+    def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        with self._engine.lock:
+            return super().count_matching(namespace, filter, now)
+
+    def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
+        with self._engine.lock:
+            return super().plan(namespace, query, now, extra)
+
+    def indexes(self) -> list[IndexRow]:
+        with self._engine.lock:
+            return super().indexes()
+
+    def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        return self._write(lambda session: session.delete_matching(namespace, filter, self._engine.time(now)))
+
+    def create_index(self, index: IndexRow, now: int) -> None:
+        self._write(lambda session: session.create_index(index, now))
+
+    def drop_index(self, name: str) -> bool:
+        return self._write(lambda session: session.drop_index(name))
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        return self._write(lambda session: session.put(namespace, rows, self._engine.time(now)))
+
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        return self._write(lambda session: session.delete(namespace, keys, self._engine.time(now)))
+
+    def clear(self, namespace: str | None, now: int) -> int:
+        return self._write(lambda session: session.clear(namespace, self._engine.time(now)))
+
+    def purge(self, now: int, limit: int) -> int:
+        return self._write(lambda session: session.purge(self._engine.time(now), limit))
+
+    def register(self, namespace: str, metadata: str | None, now: int) -> bool:
+        return self._write(lambda session: session.register(namespace, metadata, self._engine.time(now)))
+
+    def unregister(self, namespace: str) -> None:
+        self._write(lambda session: session.unregister(namespace))
+
+    def _write(self, step: Callable[[Session], R]) -> R:
+        session = self._engine.begin(wait=None)
+        try:
+            result = step(session)
+            session.commit()
+        finally:
+            session.rollback()
+        return result
+
+
+class MemoryEngine:
+    """The rows of one store in memory."""
+
+    backend = "memory"
+
+    def __init__(self, options: Options) -> None:
+        self.capacity = options.capacity
+        self.lock: AbstractContextManager[object] = threading.RLock()
+        self._busy_timeout = options.busy_timeout
+        self._clock = options.clock
+        self._write_lock = threading.Lock()
+        self._state = State()
+        self._sessions: weakref.WeakSet[MemorySession] = weakref.WeakSet()
+        self._closed = False
+        self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self._clock() * 1000))
+        self.auto: Primitives = MemoryAuto(self, self._state)
+
+    def begin(
+        self,
+        *,
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        durable: bool = False,
+        wait: float | None = None,
+    ) -> Session:
+        """A transaction, serializable whatever was asked for. There is nothing to make durable."""
+        del isolation, durable
+        if read_only:
+            return self._open_session(read_only=True)
+        patience = self._busy_timeout if wait is None else wait
+        if not self._write_lock.acquire(blocking=False) and not self._write_lock.acquire(timeout=patience):
+            raise StorageBusyError(f"memory: another transaction held the write lock for {patience:g} s")
+        try:
+            return self._open_session(read_only=False)
+        except BaseException:
+            self._write_lock.release()
+            raise
+
+    def snapshot(self) -> Snapshot:
+        """The same as a transaction that reads."""
+        return self._open_session(read_only=True)
+
+    def _open_session(self, *, read_only: bool) -> MemorySession:
+        with self.lock:
+            session = MemorySession(self, self._state.share() if read_only else self._state, read_only=read_only)
+            self._sessions.add(session)
+            return session
+
+    def ended(self, session: MemorySession, *, read_only: bool) -> None:
+        """A session has ended."""
+        self._sessions.discard(session)
+        if not read_only:
+            self._write_lock.release()
+
+    def time(self, now: int) -> int:
+        """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
+        return max(now, round(self._clock() * 1_000_000))
+
+    def ended_error(self) -> StorageError:
+        """Why a session takes no more calls."""
+        if self._closed:
+            return StorageClosedError("the store is closed")
+        return TransactionError("the transaction has ended")
+
+    def status(self) -> EngineStatus:
+        """How full it is."""
+        with self.lock:
+            return EngineStatus("memory:", SCHEMA_VERSION, 0, {"rows": self._state.size(), "capacity": self.capacity})
+
+    def check(self) -> list[str]:
+        """Dictionaries do not break."""
+        with self.lock:
+            return []
+
+    def optimize(self) -> None:
+        """There are no files to look after."""
+        with self.lock:
+            pass
+
+    def migrate(self, to: int | None) -> None:
+        """A new store has the newest schema, and no other exists in memory."""
+        with self.lock:
+            if to not in (None, SCHEMA_VERSION):
+                raise ConfigError(f"to: a store in memory has schema version {SCHEMA_VERSION}, and no other")
+
+    def close(self) -> None:
+        """Forget everything."""
+        if not self._closed:
+            self._closed = True
+            for session in list(self._sessions):
+                session.rollback()
+            self.lock = _Closed()
+
+
+class _Closed(contextlib.AbstractContextManager[object]):
+    """Stands where the lock of a closed store was."""
+
+    def __enter__(self) -> object:
+        raise StorageClosedError("the store is closed")
+
+    def __exit__(self, *_: object) -> None:
+        """Never entered."""

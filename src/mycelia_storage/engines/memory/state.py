@@ -1,0 +1,164 @@
+"""What the memory engine keeps: committed tables, and the changes of a transaction beside them.
+
+Called by `view.py` and `engine.py`.
+
+Committed rows stand in one `Table` a namespace. A transaction keeps its changes beside them and reads through both;
+committing applies them under a lock. A snapshot shares the tables, and whoever commits to a shared table first takes
+a copy of it, so a snapshot costs nothing unless it is written to meanwhile.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heapify, heappush
+from typing import TYPE_CHECKING
+
+from mycelia_storage.engines.memory.unique import Claims
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Row
+
+
+class Table:
+    """The rows of one namespace.
+
+    The order of the keys is made when it is asked for, and kept until a key comes or goes.
+    """
+
+    __slots__ = ("_order", "is_shared", "rows")
+
+    def __init__(self, rows: dict[str, Row]) -> None:
+        self.rows = rows
+        self.is_shared = False
+        self._order: list[str] | None = None
+
+    def copy(self) -> Table:
+        table = Table(self.rows.copy())
+        table._order = self._order
+        return table
+
+    def apply(self, changes: dict[str, Row | None]) -> None:
+        for key, row in changes.items():
+            if row is None:
+                if self.rows.pop(key, None) is not None:
+                    self._order = None
+            else:
+                if key not in self.rows:
+                    self._order = None
+                self.rows[key] = row
+
+    def keys(self, low: str, high: str | None) -> list[str]:
+        if self._order is None:
+            self._order = sorted(self.rows)
+        start = bisect_left(self._order, low)
+        stop = len(self._order) if high is None else bisect_left(self._order, high)
+        return self._order[start:stop]
+
+
+class State:
+    """Everything that is committed: the tables, the registered namespaces, the version floor."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Table] = {}
+        self.registered: dict[str, NamespaceRow] = {}
+        self.floor = 0
+        self.indexes: dict[str, IndexRow] = {}
+        self.claims: dict[str, Claims] = {}
+        # When what may expire, soonest first. A row that was written again since leaves its old place standing.
+        self.expiring: list[tuple[int, str, str]] = []
+        # What the open transaction has taken from that order; until it commits, the rows are there for all others.
+        self.taken: list[tuple[int, str, str]] = []
+        self.is_snapshot = False
+
+    def expect(self, namespace: str, rows: Iterable[Row | None]) -> None:
+        for row in rows:
+            if row is not None and row.expires_at is not None:
+                heappush(self.expiring, (row.expires_at, namespace, row.key))
+        if len(self.expiring) > 2 * self.size() + 1000:
+            self.expiring = [
+                (row.expires_at, name, row.key)
+                for name, table in self.tables.items()
+                for row in table.rows.values()
+                if row.expires_at is not None
+            ]
+            heapify(self.expiring)
+
+    def share(self) -> State:
+        """The same state for somebody who only reads it."""
+        shared = State()
+        shared.is_snapshot = True  # where the order of expiry is not kept
+        for table in self.tables.values():
+            table.is_shared = True
+        shared.tables = self.tables.copy()
+        shared.registered = self.registered.copy()
+        shared.floor = self.floor
+        shared.indexes = self.indexes.copy()
+        return shared
+
+    def size(self) -> int:
+        return sum(len(table.rows) for table in self.tables.values())
+
+
+class Changes:
+    """What a transaction has written so far: None stands for a row, or a registration, that is removed."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Row | None]] = {}
+        self.registered: dict[str, NamespaceRow | None] = {}
+        self.indexes: dict[str, IndexRow | None] = {}
+        self.floor = 0
+        self.growth = 0
+
+    def copy(self) -> Changes:
+        changes = Changes()
+        changes.rows = {namespace: rows.copy() for namespace, rows in self.rows.items()}
+        changes.registered = self.registered.copy()
+        changes.indexes = self.indexes.copy()
+        changes.floor = self.floor
+        changes.growth = self.growth
+        return changes
+
+    def apply(self, state: State) -> None:
+        for namespace, rows in self.rows.items():
+            table = state.tables.get(namespace)
+            if table is None:
+                table = state.tables[namespace] = Table({})
+            elif table.is_shared:
+                table = state.tables[namespace] = table.copy()
+            table.apply(rows)
+            for claims in state.claims.values():
+                if claims.covers(namespace):
+                    for key, row in rows.items():
+                        claims.update(namespace, key, row)
+            state.expect(namespace, rows.values())
+            if not table.rows:
+                del state.tables[namespace]
+        for name, registration in self.registered.items():
+            if registration is None:
+                state.registered.pop(name, None)
+            else:
+                state.registered[name] = registration
+        state.floor = max(state.floor, self.floor)
+        for name, index in self.indexes.items():
+            state.indexes.pop(name, None)
+            state.claims.pop(name, None)
+            if index is not None:
+                state.indexes[name] = index
+                if index.is_unique:
+                    state.claims[name] = _claims(index, state)
+
+
+def _claims(index: IndexRow, state: State) -> Claims:
+    claims = Claims(index)
+    for namespace, table in state.tables.items():
+        if claims.covers(namespace):
+            for key, row in table.rows.items():
+                claims.update(namespace, key, row)
+    return claims
+
+
+def is_live(row: Row, now: int) -> bool:
+    """Whether a row has not expired."""
+    return row.expires_at is None or row.expires_at > now // 1000

@@ -1,0 +1,80 @@
+"""Unique indexes of the memory engine: who has which value.
+
+Called by `state.py` and `view.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mycelia_storage.codec import decode, decode_object
+from mycelia_storage.matching import Candidate, position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mycelia_storage.engines.engine import IndexRow, Row
+    from mycelia_storage.filters import SortKey
+
+# The namespace and the value of each field: its rank and the value among those of that rank.
+Claim: TypeAlias = tuple[Any, ...]
+
+
+def candidate_of(namespace: str, row: Row) -> Candidate:
+    """A row as filters, sorts and indexes see it."""
+    return Candidate(
+        row.key,
+        decode(row.value, namespace, row.key),
+        decode_object(row.metadata, namespace, row.key),
+        row.version,
+        row.created_at,
+        row.updated_at,
+        row.expires_at,
+    )
+
+
+def claim_of(fields: tuple[SortKey, ...], namespace: str, row: Row) -> Claim | None:
+    """What a row claims in an index, None where it claims nothing: a missing field, an array or an object."""
+    places, _ = position(fields, candidate_of(namespace, row))
+    if any(is_missing or rank == 6 for is_missing, rank, _ in places):
+        return None
+    return (namespace, *((rank, value) for _, rank, value in places))
+
+
+class Claims:
+    """One unique index: the key that has each claim, and the claim of each key."""
+
+    def __init__(self, index: IndexRow) -> None:
+        self.index = index
+        self._owners: dict[Claim, str] = {}
+        self._claims: dict[tuple[str, str], Claim] = {}
+
+    def covers(self, namespace: str) -> bool:
+        """Whether the index is about a namespace."""
+        return self.index.namespace in (None, namespace)
+
+    def owner(self, namespace: str, row: Row) -> str | None:
+        """The other key that has what this row claims."""
+        claim = claim_of(self.index.fields, namespace, row)
+        owner = None if claim is None else self._owners.get(claim)
+        return None if owner == row.key else owner
+
+    def update(self, namespace: str, key: str, row: Row | None) -> None:
+        """A row was written, or removed."""
+        old = self._claims.pop((namespace, key), None)
+        if old is not None and self._owners.get(old) == key:
+            del self._owners[old]
+        claim = None if row is None else claim_of(self.index.fields, namespace, row)
+        if claim is not None:
+            self._claims[namespace, key] = claim
+            self._owners[claim] = key
+
+
+def duplicates(index: IndexRow, namespace: str, rows: Iterable[Row], is_live: Callable[[Row], bool]) -> list[str]:
+    """The keys of the first value that several live rows have."""
+    owners: dict[Claim, list[str]] = {}
+    for row in rows:
+        claim = claim_of(index.fields, namespace, row) if is_live(row) else None
+        if claim is not None:
+            owners.setdefault(claim, []).append(row.key)
+    return next((keys for keys in owners.values() if len(keys) > 1), [])

@@ -1,0 +1,322 @@
+"""The primitives in memory, on a state and the changes of a transaction.
+
+Called by the verbs through `engine.py`, which adds locks and the ends of transactions.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop
+from typing import TYPE_CHECKING, Final
+
+from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.memory.state import Changes, State, is_live
+from mycelia_storage.engines.memory.unique import candidate_of, claim_of, duplicates
+from mycelia_storage.errors import CapacityError, UniqueIndexError
+from mycelia_storage.keys import matches
+from mycelia_storage.matching import compile_filter, in_order, is_behind, position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from mycelia_storage.filters import Filter
+    from mycelia_storage.keys import KeyRange
+    from mycelia_storage.matching import Candidate
+
+MAX_INDEXES: Final = 64
+
+
+class View:
+    """The primitives on a state and, for a transaction, its changes."""
+
+    def __init__(self, state: State, changes: Changes, capacity: int | None) -> None:
+        self._state = state
+        self._changes = changes
+        self._capacity = capacity
+
+    # ---- reading
+
+    def _row(self, namespace: str, key: str) -> Row | None:
+        changed = self._changes.rows.get(namespace)
+        if changed is not None and key in changed:
+            return changed[key]
+        table = self._state.tables.get(namespace)
+        return None if table is None else table.rows.get(key)
+
+    def _all_keys(self, namespace: str, low: str = "", high: str | None = None) -> list[str]:
+        table = self._state.tables.get(namespace)
+        keys = [] if table is None else table.keys(low, high)
+        changed = self._changes.rows.get(namespace)
+        if not changed:
+            return keys
+        merged = {key for key in keys if key not in changed}
+        for key, row in changed.items():
+            if row is not None and key >= low and (high is None or key < high):
+                merged.add(key)
+        return sorted(merged)
+
+    def _all_rows(self, namespace: str) -> Iterator[Row]:
+        for key in self._all_keys(namespace):
+            row = self._row(namespace, key)
+            if row is not None:
+                yield row
+
+    def _nothing_is_due(self, now: int) -> bool:
+        expiring = self._state.expiring
+        is_known = not self._state.is_snapshot and not self._state.taken
+        return is_known and (not expiring or expiring[0][0] > now // 1000)
+
+    def _live_keys(self, namespace: str, span: KeyRange, now: int, *, reverse: bool = False) -> Iterable[str]:
+        keys = self._all_keys(namespace, span.low, span.high)
+        if span.pieces is None and self._nothing_is_due(now):
+            return reversed(keys) if reverse else keys
+        return self._filtered(namespace, reversed(keys) if reverse else keys, span.pieces, now)
+
+    def _filtered(self, namespace: str, keys: Iterable[str], pieces: tuple[str, ...] | None, now: int) -> Iterator[str]:
+        for key in keys:
+            row = self._row(namespace, key)
+            if row is not None and is_live(row, now) and (pieces is None or matches(pieces, key)):
+                yield key
+
+    def _holding(self) -> set[str]:
+        names = {*self._state.tables, *self._changes.rows}
+        return {name for name in names if self._all_keys(name)}
+
+    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        row = self._row(namespace, key)
+        return None if row is None else (row.value, row.expires_at)
+
+    def has(self, namespace: str, key: str, now: int) -> bool:
+        row = self._row(namespace, key)
+        return row is not None and is_live(row, now)
+
+    def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
+        return [(row.key, row.value, row.expires_at) for row in self.rows(namespace, keys)]
+
+    def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
+        return [row for key in keys if (row := self._row(namespace, key)) is not None]
+
+    def keys(
+        self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
+    ) -> list[str]:
+        found = list(self._live_keys(namespace, span, now, reverse=reverse))
+        return found[offset : None if limit is None else offset + limit]
+
+    def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
+        found: list[Row] = []
+        for key in self._live_keys(namespace, span, now):
+            if len(found) == limit:
+                break
+            found += self.rows(namespace, [key])
+        return found
+
+    def count(self, namespace: str | None, now: int) -> int:
+        names = self._holding() if namespace is None else (namespace,)
+        if self._nothing_is_due(now):
+            return sum(self._size(name) for name in names)
+        return sum(1 for name in names for row in self._all_rows(name) if is_live(row, now))
+
+    def _size(self, namespace: str) -> int:
+        if self._changes.rows.get(namespace):
+            return len(self._all_keys(namespace))
+        table = self._state.tables.get(namespace)
+        return 0 if table is None else len(table.rows)
+
+    def namespace(self, name: str) -> NamespaceRow | None:
+        if name in self._changes.registered:
+            registration = self._changes.registered[name]
+        else:
+            registration = self._state.registered.get(name)
+        if registration is None and self._all_keys(name):
+            return NamespaceRow(name, None, None)
+        return registration
+
+    def namespaces(self) -> list[NamespaceRow]:
+        names = {*self._state.registered, *self._changes.registered, *self._holding()}
+        return [row for name in sorted(names) if (row := self.namespace(name)) is not None]
+
+    # ---- by filters
+
+    def _matching(self, namespace: str, filter: Filter, now: int) -> Iterator[tuple[Row, Candidate]]:
+        test = compile_filter(filter)
+        for row in self._all_rows(namespace):
+            if is_live(row, now):
+                candidate = candidate_of(namespace, row)
+                if test(candidate):
+                    yield row, candidate
+
+    def find(self, namespace: str, query: Query, now: int) -> list[Row]:
+        found = [(position(query.sort, seen), row) for row, seen in self._matching(namespace, query.filter, now)]
+        offset = query.offset
+        if query.after is not None:
+            after, offset = query.after, 0
+            found = [item for item in found if is_behind(query.sort, item[0], after)]
+        rows: list[Row] = in_order(query.sort, found)
+        return rows[offset : None if query.limit is None else offset + query.limit]
+
+    def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        return sum(1 for _ in self._matching(namespace, filter, now))
+
+    def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
+        return self._remove(namespace, [row for row, _ in self._matching(namespace, filter, now)], now)
+
+    def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
+        del namespace, query, now, extra  # there is one way to go about everything
+        return PlanRow("", (), full_scan=True)
+
+    # ---- indexes
+
+    def indexes(self) -> list[IndexRow]:
+        merged = {**self._state.indexes, **self._changes.indexes}
+        return [index for _, index in sorted(merged.items()) if index is not None]
+
+    def create_index(self, index: IndexRow, now: int) -> None:
+        self._check_open()
+        if len(self.indexes()) >= MAX_INDEXES:
+            raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
+        if index.is_unique:
+            for name in sorted(self._holding()) if index.namespace is None else (index.namespace,):
+                keys = duplicates(index, name, self._all_rows(name), lambda row: is_live(row, now))
+                if keys:
+                    shown = ", ".join(map(repr, keys[:3]))
+                    fields = ", ".join(str(key.path) for key in index.fields)
+                    message = f"these keys have the same value of {fields}: {shown} in {name!r}"
+                    raise UniqueIndexError(f"unique index {index.name!r}: {message}", index.name)
+        self._changes.indexes[index.name] = index
+
+    def drop_index(self, name: str) -> bool:
+        self._check_open()
+        there = any(index.name == name for index in self.indexes())
+        if there:
+            self._changes.indexes[name] = None
+        return there
+
+    def _refusal(self, namespace: str, row: Row) -> UniqueIndexError | None:
+        """Who has the value already that a row would have in a unique index."""
+        for index in self.indexes():
+            if not index.is_unique or index.namespace not in (None, namespace):
+                continue
+            owner = self._owner(index, namespace, row)
+            if owner is not None:
+                fields = ", ".join(str(key.path) for key in index.fields)
+                message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {row.key!r} would have"
+                return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, row.key)
+        return None
+
+    def _owner(self, index: IndexRow, namespace: str, row: Row) -> str | None:
+        claim = claim_of(index.fields, namespace, row)
+        if claim is None:
+            return None
+        changed = self._changes.rows.get(namespace, {})
+        claims = self._state.claims.get(index.name)
+        if index.name in self._changes.indexes or claims is None:  # made in this transaction
+            others: Iterable[Row] = self._all_rows(namespace)
+        else:
+            owner = claims.owner(namespace, row)
+            if owner is not None and owner not in changed:
+                return owner
+            others = [other for other in changed.values() if other is not None]
+        for other in others:
+            if other.key != row.key and claim_of(index.fields, namespace, other) == claim:
+                return other.key
+        return None
+
+    # ---- writing
+
+    def _check_open(self) -> None:
+        """Raise where nothing may be written any more."""
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        self._check_open()
+        if not rows:
+            return []
+        self._make_room(namespace, rows, now)
+        self.register(namespace, None, now)
+        before = self._changes.copy() if any(index.is_unique for index in self.indexes()) else None
+        try:
+            return [self._put_one(namespace, row, now) for row in rows]
+        except UniqueIndexError:
+            if before is not None:
+                self._changes = before
+            raise
+
+    def _put_one(self, namespace: str, new: PutRow, now: int) -> int:
+        row = self._new_row(namespace, new, now)
+        if self._refusal(namespace, row) is not None:
+            self.purge(now, self._state.size() + 1)  # what has expired, but is still there, is in nobody's way
+            row = self._new_row(namespace, new, now)
+            refusal = self._refusal(namespace, row)
+            if refusal is not None:
+                raise refusal
+        self._changes.growth += self._row(namespace, row.key) is None
+        self._changes.rows.setdefault(namespace, {})[row.key] = row
+        return row.version
+
+    def _new_row(self, namespace: str, new: PutRow, now: int) -> Row:
+        now_ms = now // 1000
+        key, value, new_metadata, expires_at = new
+        old = self._row(namespace, key)
+        least = max(now, self._state.floor + 1, self._changes.floor + 1)
+        version = least if old is None else max(least, old.version + 1)
+        created_at, updated_at, metadata = now_ms, now_ms, new_metadata
+        if old is not None and is_live(old, now):
+            created_at = old.created_at
+            updated_at = max(old.updated_at, now_ms)
+            metadata = old.metadata if new_metadata is None else new_metadata
+        return Row(key, version, created_at, updated_at, expires_at, metadata, value)
+
+    def _make_room(self, namespace: str, rows: Sequence[PutRow], now: int) -> None:
+        if self._capacity is None:
+            return
+        for attempt in ("as it is", "without what has expired"):
+            new = sum(1 for row in rows if self._row(namespace, row[0]) is None)
+            if self._state.size() + self._changes.growth + new <= self._capacity:
+                return
+            if attempt == "as it is":
+                self.purge(now, self._state.size() + len(rows))
+        raise CapacityError(
+            f"the store holds its capacity of {self._capacity:,} entries: delete some, or set it higher"
+        )
+
+    def _remove(self, namespace: str, rows: Iterable[Row], now: int) -> int:
+        self._check_open()
+        live = 0
+        for row in list(rows):
+            self._changes.rows.setdefault(namespace, {})[row.key] = None
+            self._changes.growth -= 1
+            if row.version >= now:
+                self._changes.floor = max(self._changes.floor, row.version)
+            live += is_live(row, now)
+        return live
+
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        return self._remove(namespace, self.rows(namespace, keys), now)
+
+    def clear(self, namespace: str | None, now: int) -> int:
+        names = self._holding() if namespace is None else (namespace,)
+        return sum(self._remove(name, self._all_rows(name), now) for name in names)
+
+    def purge(self, now: int, limit: int) -> int:
+        expiring, removed = self._state.expiring, 0
+        while removed < limit and expiring and expiring[0][0] <= now // 1000:
+            due = expiring[0]
+            self._state.taken.append(due)  # first this, so that a reader at any moment knows
+            heappop(expiring)
+            expires_at, namespace, key = due
+            row = self._row(namespace, key)
+            if row is not None and row.expires_at == expires_at:
+                self._remove(namespace, [row], now)
+                removed += 1
+        return removed
+
+    def register(self, namespace: str, metadata: str | None, now: int) -> bool:
+        self._check_open()
+        changed = self._changes.registered
+        known = changed[namespace] if namespace in changed else self._state.registered.get(namespace)
+        if known is not None:
+            return False
+        changed[namespace] = NamespaceRow(namespace, metadata, now // 1000)
+        return True
+
+    def unregister(self, namespace: str) -> None:
+        self._check_open()
+        self._changes.registered[namespace] = None

@@ -1,0 +1,100 @@
+"""How SQLite would run a query, with the indexes there are or with more of them.
+
+Called by the primitive `plan`.
+
+Whether an index would help is not guessed: the tables are laid out once more in memory, without entries but with the
+statistics and the index, and SQLite is asked there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from mycelia_storage.engines.engine import IndexRow, PlanRow, Query
+from mycelia_storage.engines.sqlite.expressions import EQUAL_FUNCTION, deeply_equal
+from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
+from mycelia_storage.engines.sqlite.queries import Statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_INDEX: Final = re.compile(rf"INDEX {PREFIX}(\d+)(?: \((.*)\))?$")
+_BY_KEY: Final = re.compile(r"\(namespace=\? AND key[<>=]")
+_TABLES: Final = """
+SELECT sql FROM sqlite_schema
+WHERE type IN ('table', 'index') AND sql IS NOT NULL AND name GLOB 'storage_*'
+ORDER BY type = 'index'"""
+_TABLE: Final = "storage_entries"
+_BY_KEY_INDEX: Final = "sqlite_autoindex_storage_entries_1"
+_STATISTICS: Final = "SELECT tbl, idx, stat FROM sqlite_stat1"
+
+
+def explain(connection: apsw.Connection, namespace: str, query: Query, now: int, extra: Sequence[IndexRow]) -> PlanRow:
+    """What `EXPLAIN QUERY PLAN` tells."""
+    numbered = all_indexes(connection)
+    if not extra:
+        return _explain(connection, namespace, query, now, numbered)
+    first = max(numbered, default=0) + 1
+    more = dict(enumerate(extra, start=first))
+    with _hypothetical(connection, namespace, more) as twin:
+        return _explain(twin, namespace, query, now, numbered | more)
+
+
+def _explain(
+    connection: apsw.Connection, namespace: str, query: Query, now: int, numbered: dict[int, IndexRow]
+) -> PlanRow:
+    indexed = frozenset(
+        key.path for index in numbered.values() if index.namespace in (None, namespace) for key in index.fields
+    )
+    statement = Statement(namespace, query.filter, now, indexed)
+    sql = statement.find(query)
+    used: list[str] = []
+    full_scan = False
+    rows: list[Any] = connection.execute(f"EXPLAIN QUERY PLAN {sql}", statement.bindings.values).fetchall()
+    for *_, detail in rows:
+        if not detail.startswith(("SEARCH e ", "SCAN e")):
+            continue
+        found = _INDEX.search(detail)
+        if found is not None:
+            name = numbered[int(found[1])].name
+            if name not in used:
+                used.append(name)
+            # In the order of an index, without a condition on it: all of it is visited unless a limit stops that.
+            full_scan |= found[2] == "namespace=?" and query.limit is None
+        else:
+            full_scan |= _BY_KEY.search(detail) is None
+    return PlanRow(sql, tuple(used), full_scan)
+
+
+@contextlib.contextmanager
+def _hypothetical(connection: apsw.Connection, namespace: str, more: dict[int, IndexRow]) -> Iterator[apsw.Connection]:
+    """The same tables and indexes and more of them in memory, without entries, with the statistics they would have."""
+    twin = apsw.Connection(":memory:")
+    try:
+        twin.create_scalar_function(EQUAL_FUNCTION, deeply_equal, 2, deterministic=True)
+        for (sql,) in connection.execute(_TABLES).fetchall():
+            twin.execute(str(sql))
+        for number, index in more.items():
+            twin.execute(definition(number, index))
+        twin.execute("ANALYZE")
+        rows: list[Any] = []
+        with contextlib.suppress(apsw.SQLError):  # no statistics were ever made
+            rows = connection.execute(_STATISTICS).fetchall()
+        known = {name for _, name, _ in rows}
+        entries: Any = connection.execute("SELECT count(*) FROM storage_entries").get
+        here: Any = connection.execute("SELECT count(*) FROM storage_entries WHERE namespace = ?", (namespace,)).get
+        if _BY_KEY_INDEX not in known:
+            rows.append((_TABLE, _BY_KEY_INDEX, f"{entries} {here} 1"))
+        for number, index in more.items():
+            # As an index usually is: of one type, with a few entries of each value.
+            columns = " ".join(f"{here} {max(1, min(10, here // 100))}" for _ in index.fields)
+            rows.append((_TABLE, f"{PREFIX}{number}", f"{here} {here} {columns} 1"))
+        twin.executemany("INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES (?, ?, ?)", rows)
+        twin.execute("ANALYZE sqlite_schema")
+        yield twin
+    finally:
+        twin.close()

@@ -1,0 +1,208 @@
+"""Created indexes: their definitions, the SQL that makes them, and what a unique one refuses.
+
+Called by the primitives in `session.py`, and by `schema.py`, which knows no index that is not defined here.
+
+Every index begins with the namespace, also a partial one, so that the planner weighs it against the index on
+(namespace, key) as its equal; and ends with the key, in the direction of its last field, so that it gives the whole
+order of a sort.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from mycelia_storage.codec import decode, decode_object
+from mycelia_storage.engines.engine import IndexRow
+from mycelia_storage.engines.sqlite.expressions import FieldSQL, text_literal
+from mycelia_storage.errors import CapacityError, UniqueIndexError
+from mycelia_storage.matching import Candidate, position
+from mycelia_storage.query import parse_sort
+
+if TYPE_CHECKING:
+    from mycelia_storage.engines.engine import PutRow
+    from mycelia_storage.filters import Path, SortKey
+
+MAX_INDEXES: Final = 64
+PREFIX: Final = "storage_index_"
+
+INDEXES: Final = "SELECT id, name, namespace, fields, is_unique, created_at FROM storage_indexes ORDER BY name"
+FIELDS: Final = "SELECT fields FROM storage_indexes WHERE namespace = ? OR namespace IS NULL"
+INSERT_INDEX: Final = """
+INSERT INTO storage_indexes (name, namespace, fields, is_unique, created_at, analyzed_entries)
+VALUES (?, ?, ?, ?, ?, 0) RETURNING id"""
+DELETE_INDEX: Final = "DELETE FROM storage_indexes WHERE name = ? RETURNING id"
+ANALYZED: Final = "SELECT id, analyzed_entries FROM storage_indexes"
+SET_ANALYZED: Final = "UPDATE storage_indexes SET analyzed_entries = ? WHERE id = ?"
+COUNT: Final = "SELECT count(*) FROM storage_entries WHERE namespace = ?"
+COUNT_ALL: Final = "SELECT count(*) FROM storage_entries"
+KEY_STATISTICS: Final = "SELECT stat FROM sqlite_stat1 WHERE idx = 'sqlite_autoindex_storage_entries_1'"
+SET_KEY_STATISTICS: Final = "UPDATE sqlite_stat1 SET stat = ? WHERE idx = 'sqlite_autoindex_storage_entries_1'"
+# So many rows of each index are read, from its low end. A tenth of a second at the most; a thousand would do for a
+# uniform field, but take one with many equal values at its low end for useless.
+ANALYSIS_LIMIT: Final = "PRAGMA analysis_limit=200000"
+
+
+def all_indexes(connection: apsw.Connection) -> dict[int, IndexRow]:
+    """Every definition by its number."""
+    return {
+        number: IndexRow(name, namespace, _fields(fields), bool(is_unique), created_at)
+        for number, name, namespace, fields, is_unique, created_at in _fetch(connection, INDEXES)
+    }
+
+
+def indexed_paths(connection: apsw.Connection, namespace: str) -> frozenset[Path]:
+    """The paths that an index of this namespace has."""
+    texts = _fetch(connection, FIELDS, (namespace,))
+    return _paths(tuple(text for (text,) in texts)) if texts else frozenset()
+
+
+def create(connection: apsw.Connection, index: IndexRow) -> None:
+    """Define and build an index. A unique one raises UniqueIndexError where entries have the same value already."""
+    if len(all_indexes(connection)) >= MAX_INDEXES:
+        raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
+    fields = json.dumps([str(key) for key in index.fields])
+    bindings = (index.name, index.namespace, fields, int(index.is_unique), index.created_at)
+    number = _fetch(connection, INSERT_INDEX, bindings)[0][0]
+    try:
+        connection.execute(definition(number, index))
+    except apsw.ConstraintError:
+        raise UniqueIndexError(_duplicates(connection, index), index.name) from None
+    _analyze(connection, number, _entries(connection, index))
+
+
+def drop(connection: apsw.Connection, name: str) -> bool:
+    """Remove an index; False where there is none."""
+    found = _fetch(connection, DELETE_INDEX, (name,))
+    if found:
+        connection.execute(f"DROP INDEX {PREFIX}{found[0][0]}")
+    return bool(found)
+
+
+def refresh_is_due(connection: apsw.Connection) -> bool:
+    """Whether some index's namespace has grown, or shrunk, tenfold since it was looked at."""
+    return bool(_stale(connection))
+
+
+def refresh_statistics(connection: apsw.Connection) -> None:
+    """Look again at each of those indexes."""
+    for number, entries in _stale(connection):
+        _analyze(connection, number, entries)
+
+
+def _stale(connection: apsw.Connection) -> list[tuple[int, int]]:
+    analyzed = dict(_fetch(connection, ANALYZED))
+    counted = [(number, _entries(connection, index)) for number, index in all_indexes(connection).items()]
+    return [
+        (number, entries)
+        for number, entries in counted
+        if entries >= 10 * max(analyzed[number], 10) or analyzed[number] >= 10 * max(entries, 10)
+    ]
+
+
+def _analyze(connection: apsw.Connection, number: int, entries: int) -> None:
+    """Statistics for the planner, without which it takes no index for `in`, `or` and sorts.
+
+    Of all indexes of the table: without them it would think that a namespace has ten entries.
+    """
+    connection.execute(ANALYSIS_LIMIT)
+    connection.execute("ANALYZE storage_entries")
+    for (stat,) in _fetch(connection, KEY_STATISTICS):
+        # ANALYZE notes the mean of all namespaces. An index of a large one would look worse beside it than it is.
+        total, of_namespace, *rest = stat.split()
+        most = max(int(of_namespace), entries)
+        connection.execute(SET_KEY_STATISTICS, (" ".join((total, str(most), *rest)),))
+    connection.execute("ANALYZE sqlite_schema")  # which reads them again
+    connection.execute(SET_ANALYZED, (entries, number))
+
+
+def _entries(connection: apsw.Connection, index: IndexRow) -> int:
+    if index.namespace is None:
+        return _fetch(connection, COUNT_ALL)[0][0]  # type: ignore[no-any-return]
+    return _fetch(connection, COUNT, (index.namespace,))[0][0]  # type: ignore[no-any-return]
+
+
+def definition(number: int, index: IndexRow) -> str:
+    """The statement that builds an index."""
+    columns = ["namespace"]
+    for key in index.fields:
+        columns += FieldSQL(key.path, "").columns(descending=key.descending)
+    if not index.is_unique:
+        columns.append("key DESC" if index.fields[-1].descending else "key")
+    kind = "UNIQUE INDEX" if index.is_unique else "INDEX"
+    where = "" if index.namespace is None else f" WHERE namespace = {text_literal(index.namespace)}"
+    return f"CREATE {kind} {PREFIX}{number} ON storage_entries ({', '.join(columns)}){where}"
+
+
+def refusal(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> UniqueIndexError:
+    """The error for a row that a unique index refuses: which one, and whose value it is."""
+    key, value, metadata, expires_at = row
+    candidate = Candidate(
+        key,
+        decode(value, namespace, key),
+        decode_object(metadata, namespace, key),
+        now,
+        now // 1000,
+        now // 1000,
+        expires_at,
+    )
+    for index in all_indexes(connection).values():
+        if index.is_unique and index.namespace in (None, namespace):
+            owner = _owner(connection, index, namespace, candidate)
+            if owner is not None:
+                fields = ", ".join(str(sort_key.path) for sort_key in index.fields)
+                message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {key!r} would have"
+                return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, key)
+    message = f"the key {key!r} in namespace {namespace!r} has a value that a unique index refuses"
+    return UniqueIndexError(message, key=key)
+
+
+def _owner(connection: apsw.Connection, index: IndexRow, namespace: str, candidate: Candidate) -> str | None:
+    places, _ = position(index.fields, candidate)
+    conditions = ["e.namespace = ?", "e.key <> ?"]
+    bindings: list[object] = [namespace, candidate.key]
+    for key, (is_missing, rank, value) in zip(index.fields, places, strict=True):
+        if is_missing or rank == 6:
+            return None
+        field = FieldSQL(key.path)
+        if field.is_json:
+            conditions += [f"{field.R} = ?", f"{field.V} = ?"]
+            bindings += [rank, value]
+        else:
+            conditions.append(f"{field.column} = ?")
+            bindings.append(value)
+    statement = f"SELECT e.key FROM storage_entries AS e WHERE {' AND '.join(conditions)} LIMIT 1"
+    found = _fetch(connection, statement, tuple(bindings))
+    return found[0][0] if found else None
+
+
+def _duplicates(connection: apsw.Connection, index: IndexRow) -> str:
+    columns = ["e.namespace"]
+    for key in index.fields:
+        columns += FieldSQL(key.path).columns()
+    where = "" if index.namespace is None else f"AND e.namespace = {text_literal(index.namespace)}"
+    there = " AND ".join(f"({column}) IS NOT NULL" for column in columns)
+    statement = (
+        f"SELECT e.namespace, min(e.key), max(e.key) FROM storage_entries AS e WHERE {there} {where} "
+        f"GROUP BY {', '.join(columns)} HAVING count(*) > 1 LIMIT 3"
+    )
+    found = [f"{one!r} and {other!r} in {namespace!r}" for namespace, one, other in _fetch(connection, statement)]
+    fields = ", ".join(str(key.path) for key in index.fields)
+    return f"unique index {index.name!r}: these keys have the same value of {fields}: {'; '.join(found)}"
+
+
+@functools.lru_cache(maxsize=256)
+def _paths(texts: tuple[str, ...]) -> frozenset[Path]:
+    return frozenset(key.path for text in texts for key in _fields(text))
+
+
+@functools.lru_cache(maxsize=256)
+def _fields(text: str) -> tuple[SortKey, ...]:
+    return parse_sort(json.loads(text))
+
+
+def _fetch(connection: apsw.Connection, statement: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
+    return connection.execute(statement, bindings).fetchall()
