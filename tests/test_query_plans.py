@@ -31,6 +31,7 @@ def document(number: int) -> dict[str, Any]:
         "b": number % 50,
         "s": f"text {number:05}",
         "r": number % 20,
+        **({"b2": 1} if number % 50 else {}),
         "mixed": mixed[number % 7],
         "deep": {"x.y": [number]},
         **({"rare": number} if number % 100 == 0 else {}),
@@ -91,6 +92,7 @@ KINDS: dict[str, Asked] = {
     "sort after equality, a part of it": Asked((B == 5) & S.contains("1"), ("b", "a"), "a", 10),
     "or of one field": Asked((A == 5) | (A == 7), ("a",)),
     "or of ranges": Asked((A < 5) | (A > 2990), ("a",)),
+    "not exists": Asked(~field("b2").exists(), ("b2",)),
     "created_at": Asked(CREATED >= 1_700_000_002_990, ("$created_at",)),
     "created_at equal": Asked(CREATED == 1_700_000_000_005, ("$created_at",)),
     "version": Asked(field("$version") < 5, ("$version",)),
@@ -222,6 +224,20 @@ def test_both_sides_of_an_or_need_an_index(store: Storage) -> None:
     assert set(store.explain(both).indexes) == {first, second}
     assert store.query(both).keys() == ["key00005", "key00007"]
     assert set(store.explain(either | A.is_in([1, 2])).indexes) == {first, second}
+
+
+def test_an_index_that_gives_only_the_namespace_serves_nothing(store: Storage) -> None:
+    store.create_index("$updated_at")
+    plan = store.explain(sort="a", limit=10)
+    assert (plan.uses_index, plan.full_scan, plan.advice) == (False, True, "create_index('a')")
+
+
+def test_a_dropped_index_is_not_told_of_any_more(store: Storage) -> None:
+    for _ in range(2):
+        name = store.create_index("a")
+        assert store.explain(A == 5).indexes == (name,)
+        store.drop_index(name)
+        assert store.explain(A == 5).indexes == ()
 
 
 def test_keys_need_no_index(store: Storage) -> None:

@@ -199,6 +199,7 @@ def _deeper(inner: SearchStrategy[Filter]) -> SearchStrategy[Filter]:
 def worlds() -> SearchStrategy[World]:
     """A few names and values of the pools; the values are mostly such as are taken for each other."""
     names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
-    alike = st.sampled_from(ALIKE).flatmap(lambda family: st.lists(st.sampled_from(family), min_size=2, max_size=4))
-    others = st.lists(weighted((4, _SCALAR), (1, st.sampled_from(NESTED))), min_size=2, max_size=4)
-    return st.tuples(names, weighted((3, alike), (2, others))).map(lambda drawn: World(*drawn))
+    alike = st.sampled_from(ALIKE)
+    others = st.lists(weighted((4, _SCALAR), (1, st.sampled_from(NESTED))), max_size=2)
+    values = st.tuples(alike, alike, others).map(lambda drawn: [*drawn[0], *drawn[1], *drawn[2]])
+    return st.tuples(names, values).map(lambda drawn: World(*drawn))

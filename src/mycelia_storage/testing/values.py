@@ -124,7 +124,7 @@ BAD_KEYS: tuple[Any, ...] = (
     ("a",),
     ["a"],
     {"a": 1},
-    object(),
+    ...,
 )
 GOOD_NAMES = (
     " ",

@@ -132,6 +132,7 @@ def _open(path: str, flags: int, options: Options) -> apsw.Connection:
     connection = apsw.Connection(path, flags=flags, statementcachesize=options.prepare_cache_size)
     connection.set_busy_handler(Patience(options.busy_timeout))
     _distrust(connection)
+    plan_once(connection)
     connection.create_scalar_function(EQUAL_FUNCTION, deeply_equal, 2, deterministic=True, flags=apsw.SQLITE_DIRECTONLY)
     # Statement journals in memory: a temporary file for each costs more than the write itself.
     connection.execute("PRAGMA temp_store=MEMORY")
@@ -148,6 +149,15 @@ def _distrust(connection: apsw.Connection) -> None:
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_VIEW, 0)
     connection.execute("PRAGMA cell_size_check=ON")
     connection.execute("PRAGMA mmap_size=0")
+
+
+def plan_once(connection: apsw.Connection) -> None:
+    """Plan a statement when it is prepared, not again for each new operand of a range (SQLite with STAT4 does that).
+
+    The planning costs more than most queries, and the statistics it looks at are not collected here. Whoever compares
+    plans has to set this on both connections.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
 
 class _StatementLog:

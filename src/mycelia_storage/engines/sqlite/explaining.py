@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from mycelia_storage.engines.engine import IndexRow, PlanRow, Query
+from mycelia_storage.engines.sqlite.connection import plan_once
 from mycelia_storage.engines.sqlite.expressions import EQUAL_FUNCTION, deeply_equal
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
 from mycelia_storage.engines.sqlite.queries import Statement
@@ -28,6 +29,7 @@ _TABLES: Final = """
 SELECT sql FROM sqlite_schema
 WHERE type IN ('table', 'index') AND sql IS NOT NULL AND name GLOB 'storage_*'
 ORDER BY type = 'index'"""
+_SORTED: Final = "USE TEMP B-TREE FOR ORDER BY"
 _TABLE: Final = "storage_entries"
 _BY_KEY_INDEX: Final = "sqlite_autoindex_storage_entries_1"
 _STATISTICS: Final = "SELECT tbl, idx, stat FROM sqlite_stat1"
@@ -54,19 +56,22 @@ def _explain(
     sql = statement.find(query)
     used: list[str] = []
     full_scan = False
-    rows: list[Any] = connection.execute(f"EXPLAIN QUERY PLAN {sql}", statement.bindings.values).fetchall()
-    for *_, detail in rows:
+    # Not from the cache: an EXPLAIN never notices that the schema has changed, and would tell of a dropped index.
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", statement.bindings.values, can_cache=False)
+    rows: list[Any] = plan.fetchall()
+    sorted_parts = {parent for _, parent, _, detail in rows if detail == _SORTED}
+    for _, parent, _, detail in rows:
         if not detail.startswith(("SEARCH e ", "SCAN e")):
             continue
         found = _INDEX.search(detail)
-        if found is not None:
+        everything = found[2] == "namespace=?" if found else _BY_KEY.search(detail) is None
+        # Without a condition the order alone is of use: it lets a limit stop the walk.
+        in_order = parent not in sorted_parts
+        full_scan |= everything and (query.limit is None or not in_order or found is None)
+        if found and (in_order or not everything):
             name = numbered[int(found[1])].name
             if name not in used:
                 used.append(name)
-            # In the order of an index, without a condition on it: all of it is visited unless a limit stops that.
-            full_scan |= found[2] == "namespace=?" and query.limit is None
-        else:
-            full_scan |= _BY_KEY.search(detail) is None
     return PlanRow(sql, tuple(used), full_scan)
 
 
@@ -75,6 +80,7 @@ def _hypothetical(connection: apsw.Connection, namespace: str, more: dict[int, I
     """The same tables and indexes and more of them in memory, without entries, with the statistics they would have."""
     twin = apsw.Connection(":memory:")
     try:
+        plan_once(twin)
         twin.create_scalar_function(EQUAL_FUNCTION, deeply_equal, 2, deterministic=True)
         for (sql,) in connection.execute(_TABLES).fetchall():
             twin.execute(str(sql))

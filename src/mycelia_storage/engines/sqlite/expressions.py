@@ -180,6 +180,8 @@ class Conditions:
         operator = given.operator
         if operator in ("ne", "nin"):
             operator, negated = {"ne": "eq", "nin": "in"}[operator], not negated
+        if negated and operator == "exists":
+            return field_sql(given.path).is_missing(indexed=given.path in self._indexed)
         if not negated:
             return self._leaf(given.path, operator, given.operand, given.operand_text, given.path in self._indexed)
         # A condition that is NULL, because the field is missing or of another type, does not hold either.

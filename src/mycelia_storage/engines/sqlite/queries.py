@@ -51,15 +51,17 @@ class Statement:
         if query.after is None:
             if query.offset:
                 limit = f"{limit or ' LIMIT -1'} OFFSET {self.bindings.add(query.offset)}"
-            if query.limit is None and not query.sort and self._indexed:
-                # All of it has to be found anyway, so walking by key, to save the sort, gains nothing over an index.
-                return self._arm((), ["+e.key"])
-            return self._arm((), query.sort) + limit
+            # Where all has to be found anyway, walking by key, to save the sort, gains nothing over an index.
+            all_of_it = query.limit is None and not query.sort and self._indexed
+            terms = ["+e.key"] if all_of_it else order_terms(query.sort, self._typed)
+            return self._arm((), terms) + limit
         places, key = query.after
-        arms = [
-            f"SELECT * FROM ({self._arm(conditions, rest)}{limit or ' LIMIT -1'})"
-            for conditions, rest in self._behind(query.sort, places, key)
-        ]
+        behind = list(self._behind(query.sort, places, key))
+        if query.sort and query.sort[0].path.root != "$key" and query.sort[0].path not in self._indexed:
+            # There is nothing to seek by: one walk that asks for all of it, instead of a walk for each arm.
+            anywhere = " OR ".join(f"({' AND '.join(conditions)})" for conditions, _ in behind)
+            return self._arm((f"({anywhere})",), order_terms(query.sort, self._typed)) + limit
+        arms = [f"SELECT * FROM ({self._arm(conditions, rest)}{limit or ' LIMIT -1'})" for conditions, rest in behind]
         return " UNION ALL ".join(arms) + limit
 
     def count(self) -> str:
@@ -79,8 +81,7 @@ class Statement:
         chosen = f"SELECT e.id FROM storage_entries AS e WHERE {self._shared}"
         return f"DELETE FROM storage_entries WHERE id IN ({chosen}) RETURNING version, expires_at"
 
-    def _arm(self, conditions: tuple[str, ...], order: tuple[SortKey, ...] | list[str]) -> str:
-        terms = order if isinstance(order, list) else order_terms(order, self._typed)
+    def _arm(self, conditions: tuple[str, ...], terms: list[str]) -> str:
         where = " AND ".join((self._shared, *conditions))
         return f"SELECT {COLUMNS} FROM storage_entries AS e WHERE {where} ORDER BY {', '.join(terms)}"
 
