@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -94,6 +95,11 @@ def test_every_part_of_the_suite_is_rewritten_by_pytest() -> None:
 def test_every_part_of_the_suite_is_in_the_whole() -> None:
     parts = {kind for kind in ContractBase.__subclasses__() if kind.__module__.startswith("mycelia_storage.testing.")}
     assert parts == set(StorageContract.__bases__)
+
+
+def test_no_test_of_one_part_hides_that_of_another() -> None:
+    names = Counter(name for part in StorageContract.__bases__ for name in vars(part) if name.startswith("test_"))
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 def test_a_contract_says_what_it_needs(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def page_by_page(verbs: Any, filter: Any, sort: list[SortKey], size: int) -> Ite
 def check(store: Storage, asked: Question, expected: list[str]) -> None:
     sort = asked.sort
     assert store.query(asked.filter, sort=sort).keys() == expected
+    assert store.query(asked.filter, sort=sort, offset=asked.offset).keys() == expected[asked.offset :]
     for size in asked.page_sizes:
         assert list(page_by_page(store, asked.filter, sort, size)) == expected, f"pages of {size}"
         piece = store.query(asked.filter.to_dict(), sort=[str(key) for key in sort], limit=size, offset=asked.offset)

@@ -211,7 +211,7 @@ class PagingContract(ContractBase):
             page[0] = page[1]  # type: ignore[index]
 
     @pytest.mark.parametrize("indexed", [False, True], ids=["without", "indexed"])
-    def test_limit_and_offset_cut_a_piece_out(self, store: Storage, indexed: bool) -> None:
+    def test_limit_and_offset_cut_a_piece_out_of_what_is_found(self, store: Storage, indexed: bool) -> None:
         keys = _numbered(store, 6)
         if indexed:
             store.create_index("n")
@@ -227,7 +227,7 @@ class PagingContract(ContractBase):
         assert store.query(limit=2**63 - 1).keys() == keys
 
     @pytest.mark.parametrize("bad", [-1, 1.0, 1.5, math.nan, "1", True, [1], 2**63], ids=repr)
-    def test_a_bad_limit_or_offset_is_refused(self, store: Storage, bad: Any) -> None:
+    def test_a_bad_limit_or_offset_of_a_query_is_refused(self, store: Storage, bad: Any) -> None:
         with pytest.raises(InvalidValueError, match="limit"):
             store.query(limit=bad)
         with pytest.raises(InvalidValueError, match="offset"):

@@ -18,7 +18,7 @@ from mycelia_storage.engines.engine import IndexRow, PlanRow, Query
 from mycelia_storage.engines.sqlite.connection import plan_once
 from mycelia_storage.engines.sqlite.expressions import EQUAL_FUNCTION, deeply_equal
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
-from mycelia_storage.engines.sqlite.queries import Statement
+from mycelia_storage.engines.sqlite.queries import Statement, walks_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,21 +38,20 @@ _STATISTICS: Final = "SELECT tbl, idx, stat FROM sqlite_stat1"
 def explain(connection: apsw.Connection, namespace: str, query: Query, now: int, extra: Sequence[IndexRow]) -> PlanRow:
     """What `EXPLAIN QUERY PLAN` tells."""
     numbered = all_indexes(connection)
-    if not extra:
-        return _explain(connection, namespace, query, now, numbered)
-    first = max(numbered, default=0) + 1
-    more = dict(enumerate(extra, start=first))
-    with _hypothetical(connection, namespace, more) as twin:
-        return _explain(twin, namespace, query, now, numbered | more)
-
-
-def _explain(
-    connection: apsw.Connection, namespace: str, query: Query, now: int, numbered: dict[int, IndexRow]
-) -> PlanRow:
+    more = dict(enumerate(extra, start=max(numbered, default=0) + 1))
+    numbered |= more
     indexed = frozenset(
         key.path for index in numbered.values() if index.namespace in (None, namespace) for key in index.fields
     )
-    statement = Statement(namespace, query.filter, now, indexed)
+    by_table = walks_table(connection, namespace, query, indexed)
+    statement = Statement(namespace, query.filter, now, indexed, by_table=by_table)
+    if not more:
+        return _explain(connection, statement, query, numbered)
+    with _hypothetical(connection, namespace, more) as twin:
+        return _explain(twin, statement, query, numbered)
+
+
+def _explain(connection: apsw.Connection, statement: Statement, query: Query, numbered: dict[int, IndexRow]) -> PlanRow:
     sql = statement.find(query)
     used: list[str] = []
     full_scan = False

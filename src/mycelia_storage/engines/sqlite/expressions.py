@@ -34,6 +34,9 @@ _TYPE_OF_RANK: Final = {1: "'null'", 2: "'false'", 3: "'true'", 5: "'text'"}
 # What stands in a JSON string as it is, and is neither so short that it is everywhere, nor too long to search for.
 _SEARCHABLE: Final = re.compile(r'[^"\\\x00-\x1f]{2,200}')
 
+# So many of the strings in an array or object.
+_SEARCHED: Final = 3
+
 EQUAL_FUNCTION: Final = "mycelia_equal"
 
 
@@ -243,7 +246,10 @@ class Conditions:
             return self._typed(place, kind, "= {}", [operand], indexed)
         if kind == 6 and place.is_json:
             is_equal = f"{EQUAL_FUNCTION}({place.value}, {self._bindings.add(text)})"
-            return f"({f'unlikely({has_rank})' if indexed else has_rank} AND {is_equal})"
+            if indexed:
+                return f"(unlikely({has_rank}) AND {is_equal})"
+            holding = "".join(self._holding(place, found) for found in _strings(operand)[:_SEARCHED])
+            return f"({holding}{has_rank} AND {is_equal})"
         if indexed and place.is_json and kind < 4:
             return f"({has_rank} AND {place.V} = 0)"
         return has_rank
@@ -296,6 +302,23 @@ class Conditions:
         if kind == 6:
             return f"item.type IN ('array', 'object') AND {EQUAL_FUNCTION}(item.value, {self._bindings.add(text)})"
         return f"item.type = {_TYPE_OF_RANK[kind]}"
+
+
+def _strings(operand: Any) -> list[str]:
+    """Every string in a value, names of members included."""
+    if isinstance(operand, str):
+        return [operand]
+    if isinstance(operand, dict):
+        return [*operand, *(text for value in operand.values() for text in _strings(value))]
+    return [text for value in operand for text in _strings(value)] if isinstance(operand, list) else []
+
+
+def paths_of(given: Filter) -> frozenset[Path]:
+    """The paths that a filter looks at."""
+    if isinstance(given, Comparison):
+        return frozenset((given.path,))
+    parts = given.filters if isinstance(given, And | Or) else (given.filter,) if isinstance(given, Not) else ()
+    return frozenset().union(*map(paths_of, parts))
 
 
 def typed_paths(given: Filter) -> frozenset[Path]:

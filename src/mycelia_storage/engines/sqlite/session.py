@@ -18,7 +18,7 @@ from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, roll_back
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
-from mycelia_storage.engines.sqlite.queries import Statement
+from mycelia_storage.engines.sqlite.queries import Statement, walks_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -233,18 +233,18 @@ class Statements:
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         with self._lender.reading() as connection:
-            statement = Statement(namespace, query.filter, now, indexed_paths(connection, namespace))
+            statement = _statement(connection, namespace, query, now)
             found: list[Any] = connection.execute(statement.find(query), statement.bindings.values).fetchall()
         return list(map(Row._make, found))
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
         with self._lender.reading() as connection:
-            statement = Statement(namespace, filter, now, indexed_paths(connection, namespace))
+            statement = _statement(connection, namespace, Query(filter), now)
             return connection.execute(statement.count(), statement.bindings.values).get  # type: ignore[no-any-return]
 
     def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
         with self._lender.writing() as connection:
-            statement = Statement(namespace, filter, now, indexed_paths(connection, namespace))
+            statement = _statement(connection, namespace, Query(filter), now)
             removed = connection.execute(statement.delete(), statement.bindings.values).fetchall()
             return _live_of_removed(connection, removed, self._lender.time(now))
 
@@ -450,6 +450,12 @@ class SessionLender(Lender, Protocol):
     def rollback(self) -> None:
         """Roll back, and give the connection back; does nothing where that has happened already."""
         ...
+
+
+def _statement(connection: apsw.Connection, namespace: str, query: Query, now: int) -> Statement:
+    indexed = indexed_paths(connection, namespace)
+    by_table = walks_table(connection, namespace, query, indexed)
+    return Statement(namespace, query.filter, now, indexed, by_table=by_table)
 
 
 def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
