@@ -39,12 +39,13 @@ demo: $(VENV)/demo
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(WHAT)
 
+# --verifytypes finds the package through the python that is first on the path, and not through --pythonpath.
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes mycelia_storage
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --ignoreexternal --verifytypes mycelia_storage
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks --svg docs/benchmarks.svg

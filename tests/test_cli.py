@@ -413,8 +413,8 @@ def test_a_terminal_shows_documents_indented_and_tables(shell: Shell) -> None:
     assert code == 0
     assert re.sub(r"\x1b\[[0-9;]*m", "", seen).split()[:3] == ["namespace", "entries", "created"]
     assert "entries" in shell.on_terminal("status")[1]
-    assert "nothing wrong with 1 entries" in shell.on_terminal("check")[1]
-    assert "deleted 1 entries" in shell.on_terminal("delete", "k")[1]
+    assert "nothing wrong with 1 entry in 1 namespace (" in shell.on_terminal("check")[1]
+    assert "deleted 1 entry" in shell.on_terminal("delete", "k")[1]
 
 
 # ---- entry points

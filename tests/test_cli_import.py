@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import shlex
 import stat
 import subprocess
 import sys
@@ -309,6 +310,53 @@ def test_skip_goes_on_and_reports_in_order(run: Runner) -> None:
     assert [value["n"] for value in run.stored().values()] == [n for n in range(1, 101) if n not in bad]
 
 
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_what_a_unique_index_refuses_is_told_with_its_own_line(run: Runner, on_error: str) -> None:
+    with open_storage(run.path) as store:
+        store.set("taken", {"n": 58})
+        store.create_index("n", unique=True)
+    done = run.load(
+        bad_lines(100, {}), "--number-from", "1", "--batch-size", "40", "--on-error", on_error, name="d.jsonl"
+    )
+    assert (done.code, done.json["loaded"]) == (1, 40 if on_error == "stop" else 99)
+    assert done.errors[0].startswith("line 58: unique index ")
+
+
+def test_one_is_counted_in_the_singular(run: Runner) -> None:
+    done = run.load("1\nbad\n", "--batch-size", "1", name="d.jsonl")
+    assert done.errors[0].endswith("(stopped: 1 entry of earlier batches is stored, none of its own batch)")
+    done = run.load("1\nbad\n", "--on-error", "skip", "-n", "b", name="d.jsonl")
+    assert done.errors[-1] == "1 bad line was left out"
+    assert run("delete", "--prefix", "0").errors == ["1 key begins with '0': add --yes to delete it"]
+
+
+def test_a_full_disk_leaves_whole_batches_and_tells_how_many_entries(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps({"n": number, "text": "x" * 200}) + "\n" for number in range(10_000)))
+    command = shlex.join([*PROGRAM, "--store", str(tmp_path / "store.db"), "import", str(file)])
+    # A limit to the size of files, in blocks of half a kilobyte or of one.
+    done = subprocess.run(["sh", "-c", f"ulimit -f 1500 && exec {command}"], capture_output=True, check=False)
+    assert done.returncode == 3
+    with open_storage(tmp_path / "store.db") as store:
+        stored = store.count()
+    assert 0 < stored < 10_000
+    assert stored % 1000 == 0
+    assert done.stderr.decode().endswith(f" ({stored:,} entries are stored)\n")
+
+
+def test_input_that_fails_in_its_middle_tells_how_many_entries_are_stored(tmp_path: Path) -> None:
+    """A terminal that hangs up is input that ends with an error."""
+    leader, follower = pty.openpty()
+    os.write(follower, b"1\n2\n3\n")
+    os.close(follower)
+    command = [*PROGRAM, "--store", str(tmp_path / "store.db"), "import", "-", "--format", "jsonl", "--batch-size", "2"]
+    done = subprocess.run(command, stdin=leader, capture_output=True, check=False)
+    os.close(leader)
+    assert done.returncode == 3
+    assert done.stderr.decode().startswith("mycelia-storage: cannot read standard input: ")
+    assert done.stderr.decode().endswith(" (2 entries are stored)\n")
+
+
 def test_more_bad_lines_than_good_ones(run: Runner) -> None:
     bad = {number: "[NaN]" if number % 2 else "oops" for number in range(1, 3001) if number % 100}
     done = run.load(bad_lines(3000, bad), "--on-error", "skip", name="d.jsonl")
@@ -340,8 +388,14 @@ def test_bad_rows_of_csv(run: Runner) -> None:
     assert list(run.stored().values()) == [{"a": "1", "b": "2"}, {"a": "8", "b": "9"}]
     stopped = run.load(text, "-n", "other", name="d.csv")
     assert stopped.code == 1
-    assert stopped.errors[0].startswith("line 3: 1 columns, where the header row has 2")
+    assert stopped.errors[0].startswith("line 3: 1 column, where the header row has 2")
     assert run.stored("other") == {}
+
+
+def test_a_header_row_that_is_a_document_is_not_shown(run: Runner) -> None:
+    done = run.load("secret,b,secret\n", name="d.csv")
+    assert done.errors[0].startswith("line 1: the header row gives columns 1 and 3 the same name")
+    assert "secret" not in done.errors[0]
 
 
 @pytest.mark.parametrize("header", ["", "\n", "a,a\n1,2\n", b"a,\xe9\n1,2\n", '"a\n'])
@@ -381,6 +435,39 @@ def test_a_fault_in_the_syntax_ends_it_either_way(run: Runner, format: str, text
     assert (stopped.code, len(stopped.errors)) == (1, 1)
     assert stopped.errors[0].startswith(f"{place}: ")
     assert run.stored("other") == {}
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "message"),
+    [
+        ("jsonl", '{"id": 2', "line 1: not JSON: cut off behind column 8"),
+        ("jsonl", '{"id": 2\n{"id": 3}\n', "line 1: not JSON: cut off behind column 8"),
+        ("jsonl", '{"id": 2, \r\n', "line 1: not JSON: cut off behind column 9"),
+        (
+            "jsonl",
+            '1\n{"id": "ab\n',
+            "line 2: not JSON: cut off behind column 10, in the string that begins at column 8",
+        ),
+        ("jsonl", '["a\tb"]', "line 1: not JSON: Invalid control character at column 4"),
+        ("jsonl", "secret", "line 1: not JSON: Expecting value at column 1"),
+        ("array", '[{"a": 1},{"a": 2}', "item 2: ',' or ']' is missing: cut off behind character 18"),
+        ("array", '[{"a": 1},{"a": 2}\n', "item 2: ',' or ']' is missing: cut off behind character 19"),
+        ("array", '[{"a": 1} {"a": 2}]', "item 1: ',' or ']' is missing at character 11"),
+        ("array", "[1,", "item 2: not JSON: cut off behind character 3"),
+        ("array", '[{"a": 1},{"a": 2', "item 2: not JSON: cut off behind character 17"),
+        (
+            "array",
+            '[1,"ab',
+            "item 2: not JSON: a string that begins at character 4 does not end: cut off behind character 6",
+        ),
+        ("array", '["a\tb"]', "item 1: not JSON: Invalid control character at character 4"),
+        ("object", '{"a": 1', "item 1: ',' or '}' is missing: cut off behind character 7"),
+        ("object", '{"a"', "item 1: ':' is missing: cut off behind character 4"),
+    ],
+)
+def test_a_fault_is_told_with_its_place(run: Runner, format: str, text: str, message: str) -> None:
+    done = run.load(text, "--format", format)
+    assert done.errors[0].startswith(f"{message} (stopped: ")
 
 
 def test_what_an_array_holds_that_the_store_refuses(run: Runner) -> None:
@@ -551,6 +638,18 @@ def test_lines_that_are_none_of_an_export(run: Runner) -> None:
     assert [error.partition(":")[0] for error in done.errors[:-1]] == [f"line {number}" for number in range(2, 13)]
     assert "secret" not in "".join(done.errors)
     assert run.stored() == {"good": 1}
+    placed = [
+        '{"mycelia_storage_export": 1, "exported_at": ""}',
+        '{"namespace": "no*", "metadata": {}}',
+        '{"namespace": "no*", "key": "a", "value": 1}',
+        '{"namespace": "b", "metadata": {"a": NaN}}',
+        '{"namespace": "b", "key": "a", "value": 1}',
+        '{"mycelia_storage_export_end": 1, "entries": 2}',
+    ]
+    done = run.load("\n".join(placed), "--on-error", "skip")
+    assert (done.code, done.json["loaded"]) == (1, 1)
+    assert [error.partition(":")[0] for error in done.errors[:-1]] == ["line 2", "line 3", "line 4"]
+    assert run.load("\n".join(placed)).errors[0].startswith("line 2: ")
     several = run.load('{"mycelia_storage_export": 1, "exported_at": ""}\n', "-n", "one")
     assert several.code == 2
     newer = run.load('{"mycelia_storage_export": 2, "exported_at": ""}\n')
@@ -575,6 +674,23 @@ def test_plain_documents_that_look_like_entries_stay_plain(run: Runner) -> None:
     assert run.stored()["a"] == {"key": "a", "value": 1}
     header = '{"mycelia_storage_export": 1, "exported_at": "x"}\n'
     assert run.load(header + text, "--format", "jsonl", "-n", "plain").json["loaded"] == 3
+
+
+def test_an_export_of_all_namespaces_is_one_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with open_storage(path) as store:
+        # More than a pipe takes, so that the export waits in its first namespace.
+        store.set_many({f"k{number:03}": "x" * 10_000 for number in range(100)}, namespace="a")
+        store.set("before", 1, namespace="b")
+        command = [*PROGRAM, "--store", str(path), "export", "--all"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b'{"mycelia_storage_export"')
+            store.set("meanwhile", 2, namespace="b")
+            store.delete("before", namespace="b")
+            lines = [json.loads(line) for line in process.stdout]
+        assert process.returncode == 0
+    assert [line["key"] for line in lines if "key" in line and line["namespace"] == "b"] == ["before"]
 
 
 def test_a_failed_export_leaves_what_was_there(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,5 +764,5 @@ def test_the_bar_appears_on_a_terminal_and_not_in_a_pipe(tmp_path: Path) -> None
         assert part in shown
     assert "mycelia-storage: line 500: not JSON" in shown
     quiet = subprocess.run([*command, "-n", "other"], capture_output=True, check=False)
-    assert quiet.stderr.decode().splitlines()[1:] == ["mycelia-storage: 1 bad lines were left out"]
+    assert quiet.stderr.decode().splitlines()[1:] == ["mycelia-storage: 1 bad line was left out"]
     assert b"\x1b" not in quiet.stdout + quiet.stderr

@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import apsw
 import pytest
 
 from mycelia_storage import Plan, StorageQuery, field, open_storage
@@ -248,14 +252,51 @@ def test_keys_need_no_index(store: Storage) -> None:
     assert store.explain(sort="-$key", limit=5).advice is None
 
 
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """What stores with debug=True log while a test runs: the statements without their times."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage().partition(" ms  ")[2])
+
+    logger, handler = logging.getLogger("mycelia_storage.sql"), Handler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield found
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
+
+
+def steps_of(file: Path, statement: str) -> list[str]:
+    """What SQLite says it would do for a statement."""
+    bindings = [None] * max(map(int, re.findall(r"\?(\d+)", statement)))
+    with contextlib.closing(apsw.Connection(str(file))) as connection:
+        return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", bindings)]
+
+
 @pytest.mark.parametrize("sort", ["a", "-a", ["b", "a"], ["-b", "-a"], None], ids=repr)
-def test_what_is_behind_a_cursor_is_sought_not_walked_to(store: Storage, sort: Any) -> None:
-    store.create_index("a", name="by a")
-    store.create_index("b", "a", name="by b")
+def test_what_is_behind_a_cursor_is_sought_not_walked_to(
+    filled: Path, tmp_path: Path, statements: list[str], sort: Any
+) -> None:
+    file = tmp_path / "store.db"
+    shutil.copy(filled, file)
     asked = A >= 0 if sort == "a" else None
-    cursor = store.query(asked, sort=sort, limit=1000).cursor
-    keys = store.query(asked, sort=sort).keys()
-    assert store.query(asked, sort=sort, limit=5, cursor=cursor).keys() == keys[1000:1005]
+    with open_storage(file, debug=True) as store:
+        store.create_index("a", name="by a")
+        store.create_index("b", "a", name="by b")
+        cursor = store.query(asked, sort=sort, limit=1000).cursor
+        keys = store.query(asked, sort=sort).keys()
+        statements.clear()
+        assert store.query(asked, sort=sort, limit=5, cursor=cursor).keys() == keys[1000:1005]
+        walked = [statement for statement in statements if "FROM storage_entries" in statement]
+    assert len(walked) == 1
+    steps = [step for step in steps_of(file, walked[0]) if re.match(r"(SEARCH|SCAN) e\b", step)]
+    sought = [step for step in steps if re.search(r"^SEARCH .*(<expr>|key)[<>]\?\)$", step)]
+    assert steps[0] in sought
+    # The entries without the field are all there are behind the others, so there is no place among them to seek.
+    assert len(steps) - len(sought) == walked[0].count(" IS NULL ORDER BY"), steps
 
 
 def test_an_index_of_one_namespace_serves_no_other(store: Storage) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from mycelia_storage.advice import make_plan
 from mycelia_storage.arguments import check_whole
 from mycelia_storage.codec import decode_object, encode_object
 from mycelia_storage.entries import IndexInfo, NamespaceInfo, Plan, to_datetime
@@ -22,7 +23,8 @@ from mycelia_storage.errors import (
 from mycelia_storage.indexing import check_index_name, define_index, info_of, make_index
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace, key_range
 from mycelia_storage.namespace import Namespace
-from mycelia_storage.querying import find_page, make_plan, read_condition, read_query
+from mycelia_storage.query import StorageQuery
+from mycelia_storage.querying import find_page, read_condition, read_query
 from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from mycelia_storage.engines.engine import Primitives
     from mycelia_storage.filters import Field, SortKey
     from mycelia_storage.page import Page
-    from mycelia_storage.query import Filterable, Sortable, StorageQuery
+    from mycelia_storage.query import Filterable, Sortable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -127,6 +129,7 @@ class Finding:
         namespace = check_namespace(namespace)
         size = check_whole("page_size", page_size, least=1)
         wanted = read_query(filter, sort=sort).limited_to(size, "page_size")
+        self._advise(self._reading(), namespace, wanted, self._now())
         return self._pages(namespace, wanted)
 
     def _pages(self, namespace: str, wanted: StorageQuery) -> Iterator[Page[Any]]:
@@ -157,6 +160,8 @@ class Finding:
         wanted = None if filter is None else read_condition(filter, "scan")
         span = key_range(prefix)
         size = check_whole("batch_size", batch_size, least=1)
+        if wanted is not None:
+            self._advise(self._reading(), namespace, StorageQuery(wanted), self._now())
         rows, end, now = self._start_scan()
         return Scan(rows, end, namespace, span, now, size, wanted)
 
@@ -165,7 +170,10 @@ class Finding:
         namespace = check_namespace(namespace)
         if filter is None:
             return self._reading().count(namespace, self._now())
-        return self._reading().count_matching(namespace, read_condition(filter, "count"), self._now())
+        wanted = read_condition(filter, "count")
+        rows, now = self._reading(), self._now()
+        self._advise(rows, namespace, StorageQuery(wanted), now)
+        return rows.count_matching(namespace, wanted, now)
 
     def delete_where(
         self,
@@ -179,6 +187,7 @@ class Finding:
         if filter is None:
             raise InvalidFilterError("filter: delete_where needs one; clear() removes every entry")
         wanted = read_condition(filter, "delete_where")
+        self._advise(self._writing(), namespace, StorageQuery(wanted), self._now())
         return self._together(lambda rows, now: rows.delete_matching(namespace, wanted, now), durable=durable)
 
     def explain(

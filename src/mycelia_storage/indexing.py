@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.filters import SortKey
 
 
 def define_index(fields: Sequence[object], namespace: str | None, unique: object, name: object) -> IndexRow:
@@ -31,15 +32,21 @@ def define_index(fields: Sequence[object], namespace: str | None, unique: object
     if not isinstance(unique, bool):
         raise InvalidValueError(f"unique: {type(unique).__name__} is neither True nor False")
     if name is None:
-        kind = "unique " if unique else ""
-        where = "*" if namespace is None else namespace
-        name = f"{kind}{where}: {', '.join(map(str, keys))}"
-        if len(name.encode()) > MAX_KEY_BYTES:
-            digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-            name = f"{kind}{where}: {len(keys)} fields {digest}"
+        name = _name_of(namespace, keys, is_unique=unique)
     else:
         name = check_index_name(name)
     return IndexRow(name, namespace, keys, unique, 0)
+
+
+def _name_of(namespace: str | None, keys: tuple[SortKey, ...], *, is_unique: bool) -> str:
+    """A name that no other definition has: what is odd in a field is in quotes, so all before it is the namespace."""
+    where = "*" if namespace is None else namespace
+    kind = " (unique)" if is_unique else ""
+    name = f"{where}: {', '.join(map(str, keys))}{kind}"
+    if len(name.encode()) <= MAX_KEY_BYTES:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return f"{where}: {len(keys)} fields {digest}{kind}"
 
 
 def check_index_name(name: object) -> str:
@@ -57,12 +64,20 @@ def make_index(rows: Primitives, index: IndexRow, *, named: bool, now: int) -> s
         if is_equal and (not named or other.name == index.name):
             return other.name
         if other.name == index.name:
-            message = f"there is an index {index.name!r} already, on other fields: drop it first, or take another name"
-            raise IndexExistsError(message)
+            message = f"there is an index {index.name!r} already, {_difference(other, index)}"
+            raise IndexExistsError(f"{message}: drop it first, or take another name")
     if index.namespace is not None:
         rows.register(index.namespace, None, now)
     rows.create_index(index._replace(created_at=now // 1000), now)
     return index.name
+
+
+def _difference(there: IndexRow, wanted: IndexRow) -> str:
+    if there.fields != wanted.fields:
+        return "on other fields"
+    if there.namespace != wanted.namespace:
+        return "on all namespaces" if there.namespace is None else f"on the namespace {there.namespace!r}"
+    return "which is unique" if there.is_unique else "which is not unique"
 
 
 def info_of(index: IndexRow) -> IndexInfo:

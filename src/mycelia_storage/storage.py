@@ -6,7 +6,6 @@ the few methods at the end of the class.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import deque
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from mycelia_storage.arguments import check_duration, check_whole
 from mycelia_storage.codec import problem_of_text
-from mycelia_storage.engines.engine import Query
 from mycelia_storage.engines.memory import MemoryEngine
 from mycelia_storage.engines.sqlite import SQLiteEngine
 from mycelia_storage.entries import CheckReport, Status
@@ -28,7 +26,6 @@ from mycelia_storage.errors import (
 )
 from mycelia_storage.keys import KeyRange, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
-from mycelia_storage.querying import make_plan, shape_of
 from mycelia_storage.transaction import Home, Transaction
 from mycelia_storage.verbs import Verbs
 
@@ -42,11 +39,6 @@ if TYPE_CHECKING:
     from mycelia_storage.query import StorageQuery
 
 R = TypeVar("R")
-
-LOG: Final = logging.getLogger("mycelia_storage")
-_MANY_ENTRIES: Final = 10_000
-_CALLS_BETWEEN_LOOKS: Final = 1000
-_MAX_SHAPES: Final = 1000
 
 MAX_SCANS: Final = 16
 _CHECKED_AT_ONCE: Final = 500
@@ -97,8 +89,6 @@ class Storage(Verbs):
         self._max_value_bytes = options.max_value_bytes
         self._is_read_only = options.read_only
         self._scan_slots = deque(range(MAX_SCANS))
-        # How often a query of each shape has run; None once it was warned of.
-        self._shapes: dict[tuple[str, str], int | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -234,22 +224,7 @@ class Storage(Verbs):
     # ---- what the verbs run on
 
     def _advise(self, rows: Primitives, namespace: str, wanted: StorageQuery, now: int) -> None:
-        shape = shape_of(namespace, wanted)
-        calls = self._shapes.get(shape, 0)
-        if calls is None or calls % _CALLS_BETWEEN_LOOKS:
-            self._shapes[shape] = None if calls is None else calls + 1
-            return
-        if len(self._shapes) >= _MAX_SHAPES:
-            self._shapes.clear()
-        self._shapes[shape] = calls + 1
-        found = rows.plan(namespace, Query(wanted.filter, wanted.sort, wanted.limit, wanted.offset), now)
-        if not found.full_scan or not found.sql or rows.count(namespace, now) < _MANY_ENTRIES:
-            return
-        plan = make_plan(rows, namespace, wanted, now)
-        if plan.advice is not None:
-            self._shapes[shape] = None
-            message = "a query (%s) visits all %s entries of namespace %r; %s would help"
-            LOG.warning(message, shape[1], f"{plan.entries:,}", namespace, plan.advice)
+        self._home.advisor.look(rows, namespace, wanted, now)
 
     def _reading(self) -> Primitives:
         if self._inside:

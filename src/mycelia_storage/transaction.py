@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast, get_args, overload
 
+from mycelia_storage.advice import Advisor
 from mycelia_storage.arguments import check_duration
 from mycelia_storage.engines.engine import Isolation, Primitives
 from mycelia_storage.errors import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.engine import Engine, Session
     from mycelia_storage.options import Options
+    from mycelia_storage.query import StorageQuery
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,11 +49,12 @@ class Home:
     def __init__(self, engine: Engine, options: Options) -> None:
         self._engine = engine
         self._clock = options.clock
-        self.max_value_bytes = options.max_value_bytes
-        self.read_only = options.read_only
+        self.max_value_bytes: int = options.max_value_bytes
+        self.read_only: bool = options.read_only
         self._can_be_durable = options.synchronous != "OFF"
         self.inside: set[Caller] = set()
         self.is_closed = False
+        self.advisor = Advisor()
 
     def engine(self) -> Engine:
         """The engine, for a caller who may use the store now."""
@@ -274,6 +277,9 @@ class Transaction(Verbs):
             raise TransactionError("durable is given to transaction(), whose commit makes everything durable at once")
         with self._alone:
             return step(self._open_session(), self._time)
+
+    def _advise(self, rows: Primitives, namespace: str, wanted: StorageQuery, now: int) -> None:
+        self._home.advisor.look(rows, namespace, wanted, now)
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         self._open_session()

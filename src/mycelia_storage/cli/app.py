@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _PAGE: Final = 10_000
 _DEBUG_ENVIRONMENT: Final = "MYCELIA_STORAGE_DEBUG"
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name=output.PROGRAM,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -129,7 +129,7 @@ def delete(
             deleted, missing = _delete_keys(store, keys or [], namespace)
         else:
             deleted, missing = _delete_prefix(store, prefix, namespace, is_meant=yes), []
-    output.show_facts({"deleted": deleted}, f"deleted {deleted:,} entries")
+    output.show_facts({"deleted": deleted}, f"deleted {output.entry_count(deleted)}")
     if missing:
         raise InputError(f"not found: {', '.join(map(repr, missing))}")
 
@@ -206,7 +206,8 @@ def import_file(
     if outcome.stopped is not None:
         raise InputError(outcome.stopped)
     if outcome.failed:
-        raise InputError(f"{outcome.failed:,} bad {outcome.unit}s were left out")
+        were = "was" if outcome.failed == 1 else "were"
+        raise InputError(f"{output.counted(outcome.failed, f'bad {outcome.unit}')} {were} left out")
 
 
 @app.command("export")
@@ -234,7 +235,7 @@ def export_entries(
             "namespaces": done.namespaces,
             "seconds": round(done.seconds, 3),
         }
-        output.show_facts(facts, f"exported {done.entries:,} entries to {file} in {done.seconds:.1f} s")
+        output.show_facts(facts, f"exported {output.entry_count(done.entries)} to {file} in {done.seconds:.1f} s")
 
 
 app.command()(querying.query)
@@ -267,7 +268,9 @@ def check(context: typer.Context) -> None:
     """Read the whole store and look for damage."""
     with open_store(context) as store:
         found = store.check()
-    sentence = f"nothing wrong with {found.entries:,} entries in {found.namespaces:,} namespaces"
+    sentence = (
+        f"nothing wrong with {output.entry_count(found.entries)} in {output.counted(found.namespaces, 'namespace')}"
+    )
     output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
 
 
@@ -335,7 +338,8 @@ def _delete_keys(store: Storage, keys: list[str], namespace: str) -> tuple[int, 
 def _delete_prefix(store: Storage, prefix: str, namespace: str, *, is_meant: bool) -> int:
     if not is_meant:
         count = sum(map(len, _pages(store, None, prefix=prefix, namespace=namespace)))
-        raise UsageError(f"{count:,} keys begin with {prefix!r}: add --yes to delete them")
+        begin = "key begins" if count == 1 else "keys begin"
+        raise UsageError(f"{count:,} {begin} with {prefix!r}: add --yes to delete {'it' if count == 1 else 'them'}")
     deleted = 0
     with store.transaction() as tx:
         while page := tx.list_keys(prefix=prefix, limit=_PAGE, namespace=namespace):
@@ -387,7 +391,7 @@ def _facts(outcome: Outcome) -> dict[str, object]:
 def _sentence(outcome: Outcome) -> str:
     where = ", ".join(map(repr, outcome.namespaces)) or "nowhere"
     rate = outcome.loaded / max(outcome.seconds, 1e-9)
-    parts = [f"{outcome.loaded:,} entries into {where} in {outcome.seconds:.1f} s ({rate:,.0f}/s)"]
+    parts = [f"{output.entry_count(outcome.loaded)} into {where} in {outcome.seconds:.1f} s ({rate:,.0f}/s)"]
     if outcome.replaced:
         parts.append(f"{outcome.replaced:,} of them in place of entries with the same key")
     if outcome.failed:
@@ -395,5 +399,5 @@ def _sentence(outcome: Outcome) -> str:
     if outcome.expired:
         parts.append(f"{outcome.expired:,} already expired and left out")
     if outcome.indexes:
-        parts.append(f"{outcome.indexes:,} indexes")
+        parts.append(output.counted(outcome.indexes, "index", "indexes"))
     return "; ".join(parts)

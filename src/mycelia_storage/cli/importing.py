@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from mycelia_storage import open_storage
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of
+from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
     Problem,
@@ -33,11 +34,12 @@ from mycelia_storage.errors import (
     CapacityError,
     IndexExistsError,
     InvalidFilterError,
+    InvalidNamespaceError,
     InvalidValueError,
     StorageError,
     UniqueIndexError,
 )
-from mycelia_storage.keys import DEFAULT_NAMESPACE
+from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,18 +105,27 @@ def run_import(options: ImportOptions) -> Outcome:
                 load = run.load_export if is_export else run.load_documents
                 load(source)
             except _StopError as stop:
-                kept = f"{outcome.loaded:,} entries of earlier batches are stored, none of its own batch"
+                kept = f"{_stored(outcome, ' of earlier batches')}, none of its own batch"
                 outcome.failed += 1
                 outcome.stopped = f"{run.place(stop.problem.number)}: {stop.problem.reason} (stopped: {kept})"
             except StorageError as error:
-                raise CommandError(f"{error} ({outcome.loaded:,} entries are stored)", exit_code_of(error)) from error
+                raise CommandError(f"{error} ({_stored(outcome)})", exit_code_of(error)) from error
+            except CommandError as error:
+                if not outcome.loaded:
+                    raise
+                raise CommandError(f"{error} ({_stored(outcome)})", error.exit_code) from error
             except KeyboardInterrupt:
-                raise CommandError(f"interrupted ({outcome.loaded:,} entries are stored)", INTERRUPTED) from None
+                raise CommandError(f"interrupted ({_stored(outcome)})", INTERRUPTED) from None
             finally:
                 run.report_problems()
                 outcome.bytes_read = source.bytes_read
                 outcome.seconds = progress.seconds
     return outcome
+
+
+def _stored(outcome: Outcome, which: str = "") -> str:
+    """What is in the store by now, for the message of an import that ends early."""
+    return f"{entry_count(outcome.loaded)}{which} {'is' if outcome.loaded == 1 else 'are'} stored"
 
 
 def _check(options: ImportOptions, format: Format) -> None:
@@ -208,7 +219,13 @@ class _Import:
                 if isinstance(placed.line, IndexLine):
                     self._create_index(placed, placed.line)
                 elif isinstance(placed.line, NamespaceLine) and namespace is not None:
-                    self._store.create_namespace(namespace, metadata=placed.line.metadata, exist_ok=True)
+                    self._create_namespace(placed.number, namespace, placed.line.metadata)
+
+    def _create_namespace(self, number: int, name: str, metadata: dict[str, Any]) -> None:
+        try:
+            self._store.create_namespace(name, metadata=metadata, exist_ok=True)
+        except InvalidValueError as error:
+            self._note(Problem(number, str(error)))
 
     def _create_index(self, placed: _Placed, line: IndexLine) -> None:
         """Make an index again. Into another namespace it takes a name of its own, since its old one may be in use."""
@@ -299,7 +316,9 @@ class _Import:
                 continue
             if isinstance(line, EntryLine | NamespaceLine | IndexLine):
                 entries += isinstance(line, EntryLine)
-                yield _Placed(number, self._namespace_of(line, header), line)
+                placed = _Placed(number, self._namespace_of(line, header), line)
+                if self._is_possible(placed):
+                    yield placed
             elif isinstance(line, Header):
                 if header is not None:
                     self._note(Problem(number, "the export before this line was cut off"))
@@ -308,10 +327,20 @@ class _Import:
             else:
                 found = entries + self._passed_over - passed_over
                 if header is not None and found != line.entries:
-                    self._note(Problem(number, f"the export had {line.entries:,} entries, here are {found:,}"))
+                    self._note(Problem(number, f"the export had {entry_count(line.entries)}, found here: {found:,}"))
                 header = None
         if header is not None:
             self._note(Problem(number + 1, "the closing line is missing: the export was cut off"))
+
+    def _is_possible(self, placed: _Placed) -> bool:
+        """Whether the line's namespace can be one. One that the user named is no fault of the line."""
+        if placed.namespace is not None and self._options.namespace is None:
+            try:
+                check_namespace(placed.namespace)
+            except InvalidNamespaceError as error:
+                self._note(Problem(placed.number, str(error)))
+                return False
+        return True
 
     def _check_header(self, header: Header) -> None:
         if header.version != VERSION:
@@ -358,9 +387,10 @@ class _Import:
                 progress=settle,
             )
         except BatchError as error:
-            # Each item is checked when it is drawn, so the bad one is the last.
-            reason = next(iter(error.errors.values()), error)
-            raise _StopError(Problem(self._numbers[-1], str(reason))) from error
+            # What an item is in itself is known when it is drawn; that it is not unique, when its batch is written.
+            refused = None if error.report is None else error.report.problems[-1]
+            number = self._numbers[-1 if refused is None else refused.index - self._settled]
+            raise _StopError(Problem(number, str(error if refused is None else refused.error))) from error
         finally:
             if namespace not in outcome.namespaces and outcome.loaded > loaded_before:
                 outcome.namespaces.append(namespace)

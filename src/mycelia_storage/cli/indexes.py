@@ -15,7 +15,7 @@ from mycelia_storage.cli.failures import UsageError
 from mycelia_storage.cli.opening import Namespace, open_store
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
-index = typer.Typer(no_args_is_help=False, help="Make, list and drop indexes, which make queries fast.")
+index: typer.Typer = typer.Typer(no_args_is_help=False, help="Make, list and drop indexes, which make queries fast.")
 
 
 @index.command("create")

@@ -28,6 +28,16 @@ _PERHAPS_UNSEEN: Final = re.compile(r"[^ -~]")
 _SPACES: Final = re.compile(r"\s+")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 entry`, `2,000 entries`. `many` is `one` with an s unless given."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def entry_count(number: int) -> str:
+    """A number of entries in words."""
+    return counted(number, "entry", "entries")
+
+
 def is_terminal() -> bool:
     """Whether a person reads standard output."""
     return sys.stdout.isatty()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mycelia_storage.cli.output import PROGRAM, one_line, report
+from mycelia_storage.cli.output import PROGRAM, entry_count, one_line, report
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,13 +33,13 @@ class ImportProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 DownloadColumn(),
-                TextColumn("{task.fields[entries]:,} entries"),
+                TextColumn("{task.fields[entries]}"),
                 TextColumn("{task.fields[rate]:,.0f}/s"),
                 end,
                 TextColumn("elapsed" if source.size is None else "left"),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("import", total=source.size, entries=0, rate=0.0)
+            self._task = self._bar.add_task("import", total=source.size, entries=entry_count(0), rate=0.0)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -61,7 +61,7 @@ class ImportProgress:
         """Tell how many entries are stored by now."""
         if self._bar is not None:
             rate = entries / max(self.seconds, 1e-9)
-            self._bar.update(self._task, completed=self._source.bytes_read, entries=entries, rate=rate)
+            self._bar.update(self._task, completed=self._source.bytes_read, entries=entry_count(entries), rate=rate)
 
     def report(self, message: str) -> None:
         """Print one line on standard error, above the bar where there is one."""

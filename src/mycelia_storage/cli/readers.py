@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
 
+from mycelia_storage.cli.output import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import BufferedReader
@@ -34,6 +36,9 @@ _STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BAD_BYTE: Final = re.compile("[\udc80-\udcff]")
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+# What the standard library says, followed by a place.
+_OPEN_STRING: Final = "Unterminated string starting at"
+_LINE_END: Final = "\n"
 _MAX_INT: Final = 2**63 - 1
 
 
@@ -98,15 +103,30 @@ def decode_line(line: bytes) -> object:
         pass
     # Refused. The standard library tells why, and takes what the store itself refuses with a better reason (NaN).
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig").rstrip())
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        raise ValueError(f"not JSON: {_fault_in_line(error)}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: byte {error.start + 1} of the line") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError:
         raise ValueError("not JSON: a number has too many digits") from None
+
+
+def _fault_in_line(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text, and where: its column, with the number of the line where there are several."""
+    text = error.doc.rstrip()
+
+    def place(position: int) -> str:
+        column = f"column {position - text.rfind(_LINE_END, 0, position)}"
+        return f"line {text.count(_LINE_END, 0, position) + 1}, {column}" if _LINE_END in text else column
+
+    if text and error.pos >= len(text):
+        return f"cut off behind {place(len(text) - 1)}"
+    if error.msg == _OPEN_STRING:
+        return f"cut off behind {place(len(text) - 1)}, in the string that begins at {place(error.pos)}"
+    return f"{error.msg.removesuffix(' at')} at {place(error.pos)}"
 
 
 def read_json_array(stream: BufferedReader) -> Records:
@@ -118,9 +138,7 @@ def read_json_array(stream: BufferedReader) -> Records:
             text.next_item()
             record = text.record(None, text.value())
             # Only what follows shows that the item is whole: 12 may be the beginning of 123 in a file cut off.
-            is_last = text.accept("]")
-            if not is_last:
-                text.expect(",")
+            is_last = text.expect_next_or("]")
             yield record
             if is_last:
                 break
@@ -140,9 +158,7 @@ def read_json_object(stream: BufferedReader) -> Records:
             key = text.value()
             text.expect(":")
             record = text.record(str(key), text.value())
-            is_last = text.accept("}")
-            if not is_last:
-                text.expect(",")
+            is_last = text.expect_next_or("}")
             yield record
             if is_last:
                 break
@@ -196,9 +212,15 @@ class _Window:
         """Go past `character`; with "" the text must end here."""
         found = self.look()
         if found != character:
-            wanted = f"{character!r} is missing" if character else "something follows the end"
-            self.fail(wanted if found or not character else f"the text ends, {wanted}")
+            self.fail(f"{character!r} is missing" if character else "something follows the end")
         self._position += len(character)
+
+    def expect_next_or(self, end: str) -> bool:
+        """Go past the comma before a further item, or past `end`; tells whether it was the end."""
+        is_end = self.accept(end)
+        if not is_end and not self.accept(","):
+            self.fail(f"',' or '{end}' is missing")
+        return is_end
 
     def value(self) -> object:
         """The JSON value that comes next; the window grows until it is whole."""
@@ -208,7 +230,7 @@ class _Window:
                 value, end = self._scan(self._text, self._position)
             except json.JSONDecodeError as error:
                 if self._is_complete or not self._is_cut_off(error.pos):
-                    self.fail(f"not JSON: {error.msg}", error.pos)
+                    self.fail_json(error)
             except RecursionError:
                 self.fail("nested too deeply")
             except ValueError:
@@ -222,9 +244,21 @@ class _Window:
             self._extend()
 
     def fail(self, reason: str, position: int | None = None) -> NoReturn:
-        """Raise UnreadableError for the item that is being read."""
-        place = self._passed + (self._position if position is None else position) + 1
-        raise UnreadableError(self.number, f"{reason}, at character {place:,}")
+        """Raise UnreadableError for the item that is being read, which is cut off where the text ends there."""
+        place = self._position if position is None else position
+        if self._is_complete and place >= len(self._text):
+            raise UnreadableError(self.number, f"{reason}: cut off behind character {self._passed + place:,}")
+        raise UnreadableError(self.number, f"{reason} at character {self._passed + place + 1:,}")
+
+    def fail_json(self, error: json.JSONDecodeError) -> NoReturn:
+        """Raise UnreadableError for what the scanner met."""
+        end = len(self._text)
+        if error.msg == _OPEN_STRING:
+            begin = f"a string that begins at character {self._passed + error.pos + 1:,} does not end"
+            self.fail(f"not JSON: {begin}", end)
+        if error.pos >= len(self._text.rstrip()):
+            self.fail("not JSON", end)
+        self.fail(f"not JSON: {error.msg.removesuffix(' at')}", error.pos)
 
     def _is_cut_off(self, position: int) -> bool:
         """Whether a fault at `position` may be due to the window's end alone."""
@@ -274,7 +308,7 @@ def read_csv(stream: BufferedReader, delimiter: str, convert: Callable[[str], ob
         if names is None:
             names = _column_names(number, row, reason)
         elif reason is None and row and len(row) != len(names):
-            yield Problem(number, f"{len(row)} columns, where the header row has {len(names)}")
+            yield Problem(number, f"{counted(len(row), 'column')}, where the header row has {len(names)}")
         elif reason is not None:
             yield Problem(number, reason)
         elif row:
@@ -332,8 +366,9 @@ def _column_names(number: int, row: list[str], reason: str | None) -> list[str]:
     if reason is None and not row:
         reason = "the header row is blank"
     if reason is None and len(set(row)) < len(row):
-        doubled = next(name for name in row if row.count(name) > 1)
-        reason = f"the header row names the column {doubled!r} twice"
+        # Their places, because without a header row these are values of the first document.
+        first, second = next((row.index(name), at) for at, name in enumerate(row) if row.index(name) < at)
+        reason = f"the header row gives columns {first + 1} and {second + 1} the same name"
     if reason is not None:
         raise UnreadableError(number, reason)
     return row

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from mycelia_storage.cli.export_format import is_header
-from mycelia_storage.cli.failures import InputError, UsageError
+from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -56,7 +56,7 @@ class Source(io.RawIOBase):
         super().__init__()
         self.name = name
         self.size = size
-        self.bytes_read = 0
+        self.bytes_read: int = 0
         self._file = file
         self._head = b""
         self._fill_head(4)
@@ -108,7 +108,10 @@ class Source(io.RawIOBase):
         return True
 
     def _read(self, size: int) -> bytes:
-        data = self._file.read(size) or b""
+        try:
+            data = self._file.read(size) or b""
+        except OSError as error:
+            raise CommandError(f"cannot read {self.name}: {error.strerror or error}", STORAGE_FAILED) from error
         self.bytes_read += len(data)
         return data
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 from mycelia_storage.errors import InvalidFilterError
-from mycelia_storage.filters import OPERATORS, ORDERING, TIMES, Comparison, Not
+from mycelia_storage.filters import OPERATORS, ORDERING, TIMES, Comparison, Not, shown
 from mycelia_storage.query import parse_field
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _PERHAPS_NUMBER: Final = re.compile(r"[+-]?[0-9_,.]*[0-9][0-9_,.]*(?:[eE][+-]?[0
 _BARE: Final = re.compile(r"[^\s\"]+")
 _BARE_IN_LIST: Final = re.compile(r"[^\s\",()]+")
 _SPACE: Final = re.compile(r"\s*")
+# In the reason why a text is no path, counted from 0.
+_PLACE_IN_PATH: Final = re.compile(r" at character (\d+)")
 
 _SIGNS: Final = {"=": "eq", "==": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _WORDS: Final = {**OPERATORS, "startswith": "startsWith", "endswith": "endsWith"}
@@ -64,7 +66,10 @@ class _Reader:
         if found is None:
             is_quote = self._text[self._position : self._position + 1] == '"'
             self._fail("the quoted name does not end" if is_quote else "a path is missing, such as address.city")
-        path = parse_field(found[0], f"{self._where}: character {self._position + 1}")
+        try:
+            path = parse_field(found[0])
+        except InvalidFilterError as error:
+            self._fail_in_path(found[0], str(error))
         self._position = found.end()
         operator, is_negated = self._operator()
         self._skip_space()
@@ -81,6 +86,13 @@ class _Reader:
         except InvalidFilterError as error:
             self._fail(str(error), start)
         return Not(comparison) if is_negated else comparison
+
+    def _fail_in_path(self, text: str, message: str) -> NoReturn:
+        """Refuse a path. It is not shown, since behind a wrong operator it goes on into the operand."""
+        reason = message.removeprefix(f"field: {shown(text)} is ")
+        place = _PLACE_IN_PATH.search(reason)
+        offset = 0 if place is None else int(place[1])
+        self._fail(f"this is {_PLACE_IN_PATH.sub('', reason)}", self._position + offset)
 
     def _operator(self) -> tuple[str, bool]:
         """The operator's name in filters, and whether `not` stands before it."""
@@ -156,7 +168,7 @@ class _Reader:
         try:
             value, self._position = _DECODER.raw_decode(self._text, self._position)
         except json.JSONDecodeError as error:
-            self._fail(f"not JSON: {error.msg}", error.pos)
+            self._fail(f"not JSON: {error.msg.removesuffix(' at').removesuffix(' starting')}", error.pos)
         except RecursionError:
             self._fail("nested too deeply")
         except ValueError:

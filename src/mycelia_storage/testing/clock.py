@@ -21,7 +21,7 @@ class FakeClock:
     """
 
     def __init__(self, seconds: float = START) -> None:
-        self.micros = _to_micros(seconds)
+        self.micros: int = _to_micros(seconds)
 
     def __call__(self) -> float:
         return self.micros / 1_000_000

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from mycelia_storage.engines.sqlite.expressions import EQUAL_FUNCTION, deeply_equal
+from mycelia_storage.engines.sqlite.expressions import create_functions
 from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _open(path: str, flags: int, options: Options) -> apsw.Connection:
     connection.set_busy_handler(Patience(options.busy_timeout))
     _distrust(connection)
     plan_once(connection)
-    connection.create_scalar_function(EQUAL_FUNCTION, deeply_equal, 2, deterministic=True, flags=apsw.SQLITE_DIRECTONLY)
+    create_functions(connection)
     # Statement journals in memory: a temporary file for each costs more than the write itself.
     connection.execute("PRAGMA temp_store=MEMORY")
     if options.debug:

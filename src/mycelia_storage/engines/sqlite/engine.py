@@ -85,14 +85,14 @@ class SQLiteEngine:
         self._changes = 0  # of the writer, as of the last time that its lock was given back
         self._next_refresh = FIRST_REFRESH
         try:
-            self.writer = self._open_read_only() if options.read_only else self._open()
+            self.writer: apsw.Connection = self._open_read_only() if options.read_only else self._open()
         except OSError as error:
             raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
         except DRIVER_ERRORS as error:
             raise to_storage_error(error, self.path) from error
         self._patience = Patience(options.busy_timeout)
         self.writer.set_busy_handler(self._patience)
-        self.write_cursor = self.writer.cursor()
+        self.write_cursor: apsw.Cursor = self.writer.cursor()
         self.auto: Primitives = Auto(self)
 
     # ---- opening

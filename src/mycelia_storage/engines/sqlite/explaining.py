@@ -16,9 +16,10 @@ import apsw
 
 from mycelia_storage.engines.engine import IndexRow, PlanRow, Query
 from mycelia_storage.engines.sqlite.connection import plan_once
-from mycelia_storage.engines.sqlite.expressions import EQUAL_FUNCTION, deeply_equal
-from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
-from mycelia_storage.engines.sqlite.queries import Statement, walks_table
+from mycelia_storage.engines.sqlite.expressions import FALSE, TRUE, create_functions
+from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition, indexed_of
+from mycelia_storage.engines.sqlite.queries import Statement
+from mycelia_storage.engines.sqlite.strategy import Strategy, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,35 +39,35 @@ _STATISTICS: Final = "SELECT tbl, idx, stat FROM sqlite_stat1"
 def explain(connection: apsw.Connection, namespace: str, query: Query, now: int, extra: Sequence[IndexRow]) -> PlanRow:
     """What `EXPLAIN QUERY PLAN` tells."""
     numbered = all_indexes(connection)
+    # Which of the ranges are wide can be looked up only by indexes that are there.
+    strategy = choose(connection, namespace, query, indexed_of(numbered.values(), namespace))
+    if not extra:
+        return _explain(connection, Statement(namespace, query, now, strategy), query, numbered)
     more = dict(enumerate(extra, start=max(numbered, default=0) + 1))
-    numbered |= more
-    indexed = frozenset(
-        key.path for index in numbered.values() if index.namespace in (None, namespace) for key in index.fields
-    )
-    by_table = walks_table(connection, namespace, query, indexed)
-    statement = Statement(namespace, query.filter, now, indexed, by_table=by_table)
-    if not more:
-        return _explain(connection, statement, query, numbered)
+    strategy = Strategy(strategy.indexed | indexed_of(more.values(), namespace).paths)
     with _hypothetical(connection, namespace, more) as twin:
-        return _explain(twin, statement, query, numbered)
+        return _explain(twin, Statement(namespace, query, now, strategy), query, numbered | more)
 
 
 def _explain(connection: apsw.Connection, statement: Statement, query: Query, numbered: dict[int, IndexRow]) -> PlanRow:
-    sql = statement.find(query)
+    sql = statement.find()
+    if statement.condition == FALSE:
+        return PlanRow(sql, (), False)
     used: list[str] = []
     full_scan = False
     # Not from the cache: an EXPLAIN never notices that the schema has changed, and would tell of a dropped index.
     plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", statement.bindings.values, can_cache=False)
     rows: list[Any] = plan.fetchall()
+    # Where nothing has to match, a limit ends a walk that is in order.
+    ends_early = query.limit is not None and statement.condition == TRUE
     sorted_parts = {parent for _, parent, _, detail in rows if detail == _SORTED}
     for _, parent, _, detail in rows:
         if not detail.startswith(("SEARCH e ", "SCAN e")):
             continue
         found = _INDEX.search(detail)
         everything = found[2] == "namespace=?" if found else _BY_KEY.search(detail) is None
-        # Without a condition the order alone is of use: it lets a limit stop the walk.
         in_order = parent not in sorted_parts
-        full_scan |= everything and (query.limit is None or not in_order or found is None)
+        full_scan |= everything and not (ends_early and in_order)
         if found and (in_order or not everything):
             name = numbered[int(found[1])].name
             if name not in used:
@@ -80,7 +81,7 @@ def _hypothetical(connection: apsw.Connection, namespace: str, more: dict[int, I
     twin = apsw.Connection(":memory:")
     try:
         plan_once(twin)
-        twin.create_scalar_function(EQUAL_FUNCTION, deeply_equal, 2, deterministic=True)
+        create_functions(twin)
         for (sql,) in connection.execute(_TABLES).fetchall():
             twin.execute(str(sql))
         for number, index in more.items():

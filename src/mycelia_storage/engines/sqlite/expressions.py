@@ -15,14 +15,18 @@ from __future__ import annotations
 import functools
 import json
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import apsw
 import orjson
 
 from mycelia_storage.errors import InvalidFilterError
 from mycelia_storage.filters import DOCUMENT, METADATA, ORDERING, And, Comparison, Filter, Not, Or, Path, SortKey
 from mycelia_storage.keys import successor
 from mycelia_storage.matching import equal, rank
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TRUE: Final = "1"
 FALSE: Final = "0"
@@ -34,16 +38,30 @@ _TYPE_OF_RANK: Final = {1: "'null'", 2: "'false'", 3: "'true'", 5: "'text'"}
 # What stands in a JSON string as it is, and is neither so short that it is everywhere, nor too long to search for.
 _SEARCHABLE: Final = re.compile(r'[^"\\\x00-\x1f]{2,200}')
 
+_NOWHERE: Final[Mapping[Path, bool]] = {}
+
 # So many of the strings in an array or object.
 _SEARCHED: Final = 3
 
 EQUAL_FUNCTION: Final = "mycelia_equal"
+AMONG_FUNCTION: Final = "mycelia_among"
 
 
-def deeply_equal(*texts: Any) -> bool:
-    """The SQL function of that name: equality of two arrays or objects, which SQL cannot say."""
+def create_functions(connection: apsw.Connection) -> None:
+    """What SQL cannot say: the equality of arrays and objects. For statements only, never for a schema."""
+    for name, function in ((EQUAL_FUNCTION, _deeply_equal), (AMONG_FUNCTION, _among)):
+        connection.create_scalar_function(name, function, 2, deterministic=True, flags=apsw.SQLITE_DIRECTONLY)
+
+
+def _deeply_equal(*texts: Any) -> bool:
     one, other = texts
     return equal(orjson.loads(one), _operand(other))
+
+
+def _among(*texts: Any) -> bool:
+    one, others = texts
+    value = orjson.loads(one)
+    return any(equal(value, other) for other in _operand(others))
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,13 +101,13 @@ class FieldSQL:
     """The expressions of one path. `table` is the alias before its columns, "" where indexes are defined."""
 
     def __init__(self, path: Path, table: str = "e.") -> None:
-        self.column = f"{table}{path.root[1:]}"
-        self.is_json = path.root in (DOCUMENT, METADATA)
+        self.column: str = f"{table}{path.root[1:]}"
+        self.is_json: bool = path.root in (DOCUMENT, METADATA)
         self.fixed_rank = 5 if path.root == "$key" else 4
         if self.is_json:
-            self.type = f"json_type({self.column}, {json_path(path)})"
-            self.value = f"json_extract({self.column}, {json_path(path)})"
-            self.elements = f"json_each({self.column}, {json_path(path)})"
+            self.type: str = f"json_type({self.column}, {json_path(path)})"
+            self.value: str = f"json_extract({self.column}, {json_path(path)})"
+            self.elements: str = f"json_each({self.column}, {json_path(path)})"
             self.R = (
                 f"CASE {self.type} WHEN 'integer' THEN 4 WHEN 'real' THEN 4 WHEN 'text' THEN 5 WHEN 'null' THEN 1 "
                 "WHEN 'false' THEN 2 WHEN 'true' THEN 3 WHEN 'array' THEN 6 WHEN 'object' THEN 6 END"
@@ -117,8 +135,10 @@ class FieldSQL:
 
     def is_missing(self, *, indexed: bool = False) -> str:
         """A condition."""
+        if self.is_json and indexed:
+            return f"({self.R} IS NULL AND {self.V} IS NULL)"  # with the second, the planner takes it for few
         if self.is_json:
-            return f"{self.R if indexed else self.type} IS NULL"
+            return f"{self.type} IS NULL"
         return f"{self.column} IS NULL"
 
     def there(self, *, indexed: bool) -> str:
@@ -153,18 +173,29 @@ def field_sql(path: Path) -> FieldSQL:
 class Conditions:
     """Makes one filter an SQL condition. `indexed` are the paths that an index has, where R and V are written.
 
+    `behind` are the fields of a sort, with their directions, where a cursor says from where on: an index is to be
+    sought by the bound of the cursor then, and that of the filter, on the same side, is only tested.
+
     `scope` is the condition for the namespace. The sides of an OR repeat it: SQLite seeks each of them by an index of
     its own, and looks only at what stands in that side.
     """
 
-    def __init__(self, bindings: Bindings, scope: str, indexed: frozenset[Path] = frozenset()) -> None:
+    def __init__(
+        self,
+        bindings: Bindings,
+        scope: str,
+        indexed: frozenset[Path] = frozenset(),
+        behind: Mapping[Path, bool] = _NOWHERE,
+    ) -> None:
         self._bindings = bindings
         self._scope = scope
         self._indexed = indexed
+        self._behind = behind
 
     def _any_of(self, parts: list[str]) -> str:
-        if not parts:
-            return FALSE
+        parts = [part for part in parts if part != FALSE]
+        if not parts or TRUE in parts:
+            return TRUE if parts else FALSE
         if self._indexed and len(parts) > 1:
             parts = [f"({self._scope} AND {part})" for part in parts]
         return _balanced(parts, " OR ")
@@ -174,10 +205,12 @@ class Conditions:
         if isinstance(given, Not):
             return self.of(given.filter, negated=not negated)
         if isinstance(given, And | Or):
+            before = len(self._bindings.values)
             parts = [self.of(part, negated=negated) for part in given.filters]
-            if isinstance(given, And) == negated:
-                return self._any_of(parts)
-            return _balanced(parts, " AND ") if parts else TRUE
+            condition = self._any_of(parts) if isinstance(given, And) == negated else _all_of(parts)
+            if condition in (TRUE, FALSE):
+                del self._bindings.values[before:]  # of the parts that do not matter now
+            return condition
         if not isinstance(given, Comparison):
             raise InvalidFilterError(f"{type(given).__name__} is no kind of filter")
         operator = given.operator
@@ -187,8 +220,11 @@ class Conditions:
             return field_sql(given.path).is_missing(indexed=given.path in self._indexed)
         if not negated:
             return self._leaf(given.path, operator, given.operand, given.operand_text, given.path in self._indexed)
+        leaf = self._leaf(given.path, operator, given.operand, given.operand_text, False)
+        if leaf in (TRUE, FALSE):
+            return FALSE if leaf == TRUE else TRUE
         # A condition that is NULL, because the field is missing or of another type, does not hold either.
-        return f"({self._leaf(given.path, operator, given.operand, given.operand_text, False)}) IS NOT TRUE"
+        return f"({leaf}) IS NOT TRUE"
 
     def _leaf(self, path: Path, operator: str, operand: Any, text: str, indexed: bool) -> str:
         place = field_sql(path)
@@ -199,19 +235,23 @@ class Conditions:
         if operator == "in":
             return self._is_in(place, operand, indexed)
         if operator in ORDERING:
-            return self._range(place, operand, _SIGNS[operator], indexed)
+            return self._range(path, operand, operator, indexed)
         if operator == "startsWith":
-            return self._starts(place, operand, indexed)
+            return self._starts(path, operand, indexed)
         if operator == "endsWith":
             return self._ends(place, operand, indexed)
         return self._contains(place, operand, text, indexed)
 
-    def _range(self, place: FieldSQL, operand: Any, sign: str, indexed: bool) -> str:
+    def _range(self, path: Path, operand: Any, operator: str, indexed: bool) -> str:
+        place, sign = field_sql(path), _SIGNS[operator]
         has_rank = place.has_rank(rank(operand), indexed=indexed)
         if has_rank == FALSE or not indexed:
             return self._typed(place, rank(operand), f"{sign} {{}}", [operand], indexed)
+        bound = f"{sign} {self._bindings.add(operand)}"
+        if self._behind.get(path) is (sign[0] == "<"):
+            return f"({has_rank} AND +{place.compared(indexed=True)} {bound})"
         # Without a hint the planner takes a range with one end for a quarter of everything, and rather walks by key.
-        return f"({has_rank} AND unlikely({place.compared(indexed=True)} {sign} {self._bindings.add(operand)}))"
+        return f"({has_rank} AND unlikely({place.compared(indexed=True)} {bound}))"
 
     def _typed(self, place: FieldSQL, kind: int, comparison: str, operands: list[Any], indexed: bool) -> str:
         """A comparison of values of one rank; each `{}` in it stands for an operand."""
@@ -260,17 +300,26 @@ class Conditions:
             scalars = [value for value in operands if rank(value) == kind]
             if scalars:
                 arms.append(self._typed(place, kind, f"IN ({', '.join('{}' for _ in scalars)})", scalars, indexed))
-        others = [value for value in operands if rank(value) not in (4, 5)]
-        texts = {orjson.dumps(value).decode(): value for value in others}
-        arms += [self._equals(place, value, text, indexed) for text, value in texts.items()]
+        constants = {rank(value): value for value in operands if rank(value) < 4}
+        arms += [self._equals(place, value, "", indexed) for value in constants.values()]
+        deep = [value for value in operands if rank(value) == 6]
+        if deep and place.is_json:
+            has_rank = place.has_rank(6, indexed=indexed)
+            among = f"{AMONG_FUNCTION}({place.value}, {self._bindings.add(orjson.dumps(deep).decode())})"
+            arms.append(f"({f'unlikely({has_rank})' if indexed else has_rank} AND {among})")
         return self._any_of(arms)
 
-    def _starts(self, place: FieldSQL, prefix: str, indexed: bool) -> str:
-        start = self._typed(place, 5, ">= {}", [prefix], indexed)
-        end = successor(prefix)
-        if end is None or start == FALSE:
-            return start
-        return f"({start} AND {place.compared(indexed=indexed)} < {self._bindings.add(end)})"
+    def _starts(self, path: Path, prefix: str, indexed: bool) -> str:
+        place, end = field_sql(path), successor(prefix)
+        has_rank = place.has_rank(5, indexed=indexed)
+        if has_rank == FALSE:
+            return FALSE
+        compared = place.compared(indexed=indexed)
+        direction = self._behind.get(path) if indexed else None
+        condition = f"{'+' if direction is False else ''}{compared} >= {self._bindings.add(prefix)}"
+        if end is not None:
+            condition += f" AND {'+' if direction is True else ''}{compared} < {self._bindings.add(end)}"
+        return f"({has_rank} AND {condition})" if indexed else f"({condition} AND {has_rank})"
 
     def _ends(self, place: FieldSQL, suffix: str, indexed: bool) -> str:
         has_rank = place.has_rank(5, indexed=indexed)
@@ -319,6 +368,13 @@ def paths_of(given: Filter) -> frozenset[Path]:
         return frozenset((given.path,))
     parts = given.filters if isinstance(given, And | Or) else (given.filter,) if isinstance(given, Not) else ()
     return frozenset().union(*map(paths_of, parts))
+
+
+def _all_of(parts: list[str]) -> str:
+    parts = [part for part in parts if part != TRUE]
+    if not parts or FALSE in parts:
+        return FALSE if parts else TRUE
+    return _balanced(parts, " AND ")
 
 
 def typed_paths(given: Filter) -> frozenset[Path]:

@@ -18,13 +18,16 @@ import apsw
 from mycelia_storage.codec import decode, decode_object
 from mycelia_storage.engines.engine import IndexRow
 from mycelia_storage.engines.sqlite.expressions import FieldSQL, text_literal
+from mycelia_storage.engines.sqlite.strategy import Indexed
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.matching import Candidate, position
 from mycelia_storage.query import parse_sort
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mycelia_storage.engines.engine import PutRow
-    from mycelia_storage.filters import Path, SortKey
+    from mycelia_storage.filters import SortKey
 
 MAX_INDEXES: Final = 64
 PREFIX: Final = "storage_index_"
@@ -37,13 +40,19 @@ VALUES (?, ?, ?, ?, ?, 0) RETURNING id"""
 DELETE_INDEX: Final = "DELETE FROM storage_indexes WHERE name = ? RETURNING id"
 ANALYZED: Final = "SELECT id, analyzed_entries FROM storage_indexes"
 SET_ANALYZED: Final = "UPDATE storage_indexes SET analyzed_entries = ? WHERE id = ?"
-COUNT: Final = "SELECT count(*) FROM storage_entries WHERE namespace = ?"
-COUNT_ALL: Final = "SELECT count(*) FROM storage_entries"
+COUNT: Final = "SELECT count(*) FROM (SELECT 1 FROM storage_entries WHERE namespace = ? LIMIT ?)"
+COUNT_ALL: Final = "SELECT count(*) FROM (SELECT 1 FROM storage_entries LIMIT ?)"
+GREATEST_ID: Final = "SELECT ifnull(max(id), 0) FROM storage_entries"
+KEPT: Final = """
+SELECT version, created_at, updated_at, metadata FROM storage_entries
+WHERE namespace = ? AND key = ? AND (expires_at IS NULL OR expires_at > ?)"""
 KEY_STATISTICS: Final = "SELECT stat FROM sqlite_stat1 WHERE idx = 'sqlite_autoindex_storage_entries_1'"
 SET_KEY_STATISTICS: Final = "UPDATE sqlite_stat1 SET stat = ? WHERE idx = 'sqlite_autoindex_storage_entries_1'"
 # So many rows of each index are read, from its low end. A tenth of a second at the most; a thousand would do for a
 # uniform field, but take one with many equal values at its low end for useless.
 ANALYSIS_LIMIT: Final = "PRAGMA analysis_limit=200000"
+
+_NONE: Final = Indexed(frozenset(), frozenset())
 
 
 def all_indexes(connection: apsw.Connection) -> dict[int, IndexRow]:
@@ -54,10 +63,16 @@ def all_indexes(connection: apsw.Connection) -> dict[int, IndexRow]:
     }
 
 
-def indexed_paths(connection: apsw.Connection, namespace: str) -> frozenset[Path]:
-    """The paths that an index of this namespace has."""
+def indexed_paths(connection: apsw.Connection, namespace: str) -> Indexed:
+    """The paths that the indexes of this namespace have."""
     texts = _fetch(connection, FIELDS, (namespace,))
-    return _paths(tuple(text for (text,) in texts)) if texts else frozenset()
+    return _indexed(tuple(text for (text,) in texts)) if texts else _NONE
+
+
+def indexed_of(indexes: Iterable[IndexRow], namespace: str) -> Indexed:
+    """The same of definitions."""
+    fields = [index.fields for index in indexes if index.namespace in (None, namespace)]
+    return Indexed(frozenset(key.path for keys in fields for key in keys), frozenset(keys[0].path for keys in fields))
 
 
 def create(connection: apsw.Connection, index: IndexRow) -> None:
@@ -71,7 +86,8 @@ def create(connection: apsw.Connection, index: IndexRow) -> None:
         connection.execute(definition(number, index))
     except apsw.ConstraintError:
         raise UniqueIndexError(_duplicates(connection, index), index.name) from None
-    _analyze(connection, number, _entries(connection, index))
+    _analyze(connection)
+    connection.execute(SET_ANALYZED, (_entries(connection, index), number))
 
 
 def drop(connection: apsw.Connection, name: str) -> bool:
@@ -87,10 +103,23 @@ def refresh_is_due(connection: apsw.Connection) -> bool:
     return bool(_stale(connection))
 
 
+def has_outgrown_statistics(connection: apsw.Connection) -> bool:
+    """Whether it has grown tenfold; a quicker question, which counts no further than it has to."""
+    analyzed = dict(_fetch(connection, ANALYZED))
+    if not analyzed or _fetch(connection, GREATEST_ID)[0][0] < 10 * max(min(analyzed.values()), 10):
+        return False
+    return any(
+        _entries(connection, index, 10 * max(analyzed[number], 10)) >= 10 * max(analyzed[number], 10)
+        for number, index in all_indexes(connection).items()
+    )
+
+
 def refresh_statistics(connection: apsw.Connection) -> None:
-    """Look again at each of those indexes."""
-    for number, entries in _stale(connection):
-        _analyze(connection, number, entries)
+    """Look again at the table, for those indexes."""
+    stale = _stale(connection)
+    _analyze(connection)
+    for number, entries in stale:
+        connection.execute(SET_ANALYZED, (entries, number))
 
 
 def _stale(connection: apsw.Connection) -> list[tuple[int, int]]:
@@ -103,26 +132,27 @@ def _stale(connection: apsw.Connection) -> list[tuple[int, int]]:
     ]
 
 
-def _analyze(connection: apsw.Connection, number: int, entries: int) -> None:
+def _analyze(connection: apsw.Connection) -> None:
     """Statistics for the planner, without which it takes no index for `in`, `or` and sorts.
 
     Of all indexes of the table: without them it would think that a namespace has ten entries.
     """
     connection.execute(ANALYSIS_LIMIT)
     connection.execute("ANALYZE storage_entries")
+    largest = max((_entries(connection, index) for index in all_indexes(connection).values()), default=0)
     for (stat,) in _fetch(connection, KEY_STATISTICS):
         # ANALYZE notes the mean of all namespaces. An index of a large one would look worse beside it than it is.
         total, of_namespace, *rest = stat.split()
-        most = max(int(of_namespace), entries)
+        most = max(int(of_namespace), largest)
         connection.execute(SET_KEY_STATISTICS, (" ".join((total, str(most), *rest)),))
     connection.execute("ANALYZE sqlite_schema")  # which reads them again
-    connection.execute(SET_ANALYZED, (entries, number))
 
 
-def _entries(connection: apsw.Connection, index: IndexRow) -> int:
+def _entries(connection: apsw.Connection, index: IndexRow, most: int = -1) -> int:
+    """How many entries an index's namespace has; `most` where counting further is of no use."""
     if index.namespace is None:
-        return _fetch(connection, COUNT_ALL)[0][0]  # type: ignore[no-any-return]
-    return _fetch(connection, COUNT, (index.namespace,))[0][0]  # type: ignore[no-any-return]
+        return _fetch(connection, COUNT_ALL, (most,))[0][0]  # type: ignore[no-any-return]
+    return _fetch(connection, COUNT, (index.namespace, most))[0][0]  # type: ignore[no-any-return]
 
 
 def definition(number: int, index: IndexRow) -> str:
@@ -140,13 +170,19 @@ def definition(number: int, index: IndexRow) -> str:
 def refusal(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> UniqueIndexError:
     """The error for a row that a unique index refuses: which one, and whose value it is."""
     key, value, metadata, expires_at = row
+    now_ms, version = now // 1000, now
+    created_at = updated_at = now_ms
+    for old_version, old_created_at, old_updated_at, old_metadata in _fetch(connection, KEPT, (namespace, key, now_ms)):
+        # What the entry would have kept.
+        version, created_at, updated_at = max(now, old_version + 1), old_created_at, max(now_ms, old_updated_at)
+        metadata = old_metadata if metadata is None else metadata
     candidate = Candidate(
         key,
         decode(value, namespace, key),
         decode_object(metadata, namespace, key),
-        now,
-        now // 1000,
-        now // 1000,
+        version,
+        created_at,
+        updated_at,
         expires_at,
     )
     for index in all_indexes(connection).values():
@@ -195,8 +231,8 @@ def _duplicates(connection: apsw.Connection, index: IndexRow) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _paths(texts: tuple[str, ...]) -> frozenset[Path]:
-    return frozenset(key.path for text in texts for key in _fields(text))
+def _indexed(texts: tuple[str, ...]) -> Indexed:
+    return indexed_of((IndexRow("", None, _fields(text), False, 0) for text in texts), "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,14 +9,13 @@ range, which an index can seek, where one OR over all of it would visit everythi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.engines.sqlite.expressions import (
     Bindings,
     Conditions,
     field_sql,
     order_terms,
-    paths_of,
     text_literal,
     typed_paths,
 )
@@ -24,59 +23,34 @@ from mycelia_storage.engines.sqlite.expressions import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import apsw
-
     from mycelia_storage.engines.engine import Query
-    from mycelia_storage.filters import Filter, Path, SortKey
+    from mycelia_storage.engines.sqlite.strategy import Strategy
+    from mycelia_storage.filters import SortKey
     from mycelia_storage.matching import Place
 
 COLUMNS: Final = "e.key, e.version, e.created_at, e.updated_at, e.expires_at, e.metadata, e.value"
 
 
-# How many of eight entries, spread evenly over the file, belong to a namespace.
-_SHARE: Final = """
-SELECT sum(namespace = ?1) FROM (
-  SELECT (
-    SELECT namespace FROM storage_entries WHERE id >= ends.low + (ends.high - ends.low) * place.value / 7 LIMIT 1
-  ) AS namespace
-  FROM (SELECT (SELECT min(id) FROM storage_entries) AS low, (SELECT max(id) FROM storage_entries) AS high) AS ends,
-    json_each('[0,1,2,3,4,5,6,7]') AS place)"""
-
-
-def walks_table(connection: apsw.Connection, namespace: str, query: Query, indexed: frozenset[Path]) -> bool:
-    """Whether to read the whole table in the order it lies in the file, rather than the namespace in key order.
-
-    Twice as fast where everything of the namespace has to be looked at and it is nearly all that the file holds.
-    """
-    by_key = not query.sort and (query.limit is not None or query.after is not None)
-    if by_key or not indexed.isdisjoint(paths_of(query.filter)):
-        return False
-    if any(key.path in indexed or key.path.root == "$key" for key in query.sort):
-        return False
-    if any(path.root == "$key" for path in paths_of(query.filter)):
-        return False
-    share: Any = connection.execute(_SHARE, (namespace,)).get
-    return share is not None and share >= 7
-
-
 class Statement:
     """A statement under construction: its bindings, and the conditions that all of its arms share."""
 
-    def __init__(
-        self, namespace: str, filter: Filter, now: int, indexed: frozenset[Path], *, by_table: bool = False
-    ) -> None:
-        self.bindings = Bindings()
-        self._indexed = indexed
-        self._typed = typed_paths(filter)
+    def __init__(self, namespace: str, query: Query, now: int, strategy: Strategy) -> None:
+        self.bindings: Bindings = Bindings()
+        self._query = query
+        self._indexed = strategy.indexed
+        self._typed = typed_paths(query.filter)
         # The namespace is a literal, because an index of one namespace is a partial index, and SQLite takes one only
         # where the statement says which namespace it is about. The + keeps it from walking by any index.
-        scope = f"{'+' if by_table else ''}e.namespace = {text_literal(namespace)}"
+        scope = f"{'+' if strategy.by_table else ''}e.namespace = {text_literal(namespace)}"
         self._expiry = self.bindings.add(now // 1000)
-        self._matching = f"{scope} AND {Conditions(self.bindings, scope, indexed).of(filter)}"
+        behind = {} if query.after is None else {key.path: key.descending for key in query.sort}
+        self.condition: str = Conditions(self.bindings, scope, self._indexed, behind).of(query.filter)
+        self._matching = f"{scope} AND {self.condition}"
         self._shared = f"{self._matching} AND (e.expires_at IS NULL OR e.expires_at > {self._expiry})"
 
-    def find(self, query: Query) -> str:
+    def find(self) -> str:
         """Rows, in order."""
+        query = self._query
         # No limit is written where there is none: one that is bound makes the planner hope for a short walk.
         limit = "" if query.limit is None else f" LIMIT {self.bindings.add(query.limit)}"
         if query.after is None:

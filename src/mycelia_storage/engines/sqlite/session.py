@@ -18,7 +18,8 @@ from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, roll_back
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
-from mycelia_storage.engines.sqlite.queries import Statement, walks_table
+from mycelia_storage.engines.sqlite.queries import Statement
+from mycelia_storage.engines.sqlite.strategy import choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -234,7 +235,7 @@ class Statements:
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         with self._lender.reading() as connection:
             statement = _statement(connection, namespace, query, now)
-            found: list[Any] = connection.execute(statement.find(query), statement.bindings.values).fetchall()
+            found: list[Any] = connection.execute(statement.find(), statement.bindings.values).fetchall()
         return list(map(Row._make, found))
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
@@ -250,7 +251,14 @@ class Statements:
 
     def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
         with self._lender.reading() as connection:
-            return explain(connection, namespace, query, now, extra)
+            if connection.in_transaction:
+                return explain(connection, namespace, query, now, extra)
+            # Several statements on one state: others create and drop indexes.
+            connection.execute("BEGIN")
+            try:
+                return explain(connection, namespace, query, now, extra)
+            finally:
+                roll_back(connection)
 
     def indexes(self) -> list[IndexRow]:
         with self._lender.reading() as connection:
@@ -453,9 +461,8 @@ class SessionLender(Lender, Protocol):
 
 
 def _statement(connection: apsw.Connection, namespace: str, query: Query, now: int) -> Statement:
-    indexed = indexed_paths(connection, namespace)
-    by_table = walks_table(connection, namespace, query, indexed)
-    return Statement(namespace, query.filter, now, indexed, by_table=by_table)
+    strategy = choose(connection, namespace, query, indexed_paths(connection, namespace))
+    return Statement(namespace, query, now, strategy)
 
 
 def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
