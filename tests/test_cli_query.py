@@ -472,7 +472,7 @@ def test_an_export_of_one_namespace_has_its_own_indexes(indexed: Runner) -> None
     with open_storage(indexed.path) as store:
         assert {one.name for one in store.list_indexes(namespace="copy")} == {
             "copy: countrycode, -population",
-            "unique copy: name",
+            "copy: name (unique)",
         }
 
 

@@ -5,17 +5,21 @@ damaged, cut, or made by another query gives a wrong page instead of an error.
 from __future__ import annotations
 
 import base64
+import hashlib
 import subprocess
 import sys
 import tempfile
 import threading
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mycelia_storage import InvalidFilterError, StorageQuery, field, open_storage
+from mycelia_storage.page import identity
+from mycelia_storage.query import parse_filter, parse_sort
 from mycelia_storage.testing import FakeClock
 from mycelia_storage.testing.query_strategies import worlds
 
@@ -58,12 +62,13 @@ def fill(store: Storage) -> list[str]:
 def walk(store: Storage, sort: Any, size: int) -> list[str]:
     seen: list[str] = []
     cursor: str | None = None
-    while True:
+    for _ in range(10_000):
         page = store.query({"or": [N < 100, ~N.exists()]}, sort=sort, limit=size, cursor=cursor)
         seen += page.keys()
         cursor = page.cursor
         if cursor is None:
             return seen
+    raise AssertionError("the pages have no end")
 
 
 def look_again(store: Storage, keys: list[str], expected: dict[int, list[str]], *, rounds: int) -> None:
@@ -214,6 +219,61 @@ def test_every_damage_is_noticed(paged: Storage) -> None:
             assert found == right
             assert base64.urlsafe_b64decode(text.replace("+", "-").replace("/", "_") + "==") == whole
     assert refused > len(damaged) * 0.95
+
+
+NO_PLACES: tuple[Any, ...] = (
+    *(None, 5, "key1", {}, [], ["key1"], [[0, 4, 1], [0, 4, 1], "key1"]),
+    *([[0, 4, 1], 5], [[0, 4, 1], None], [[0, 4, 1], ["key1"]], ["text", "key1"], [None, "key1"], [{}, "key1"]),
+    *(
+        [place, "key1"]
+        for place in ([], [0, 4], [0, 4, 1, 1], [0, "4 OR 1", 0], [0, "4", 1], [0, 4.0, 1], [0, True, 0])
+    ),
+    *(
+        [place, "key1"]
+        for place in ([0, 0, 0], [0, 7, 0], [0, -1, 0], [2, 4, 1], [None, 4, 1], ["0", 4, 1], [False, 4, 1])
+    ),
+    *([place, "key1"] for place in ([1, 4, 1], [1, 0, 1], [1, 0, None], [0, 4, "1"], [0, 4, None], [0, 4, True])),
+    *([place, "key1"] for place in ([0, 4, 2**63], [0, 4, [1]], [0, 5, 1], [0, 5, None], [0, 5, ["a"]])),
+    *([place, "key1"] for place in ([0, 1, 1], [0, 2, None], [0, 3, True], [0, 6, "a"], [0, 6, []])),
+)
+
+
+def forged(payload: Any, filter: Any, sort: Any) -> str:
+    """What anybody can make who knows the query and reads how a cursor is sealed."""
+    query = identity("default", parse_filter(filter), parse_sort(sort))
+    text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+    seal = hashlib.blake2b(text, digest_size=12, key=query.digest).digest()
+    return base64.urlsafe_b64encode(seal + text).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("filter", [None, N >= 0], ids=repr)
+@pytest.mark.parametrize("sort", ["n", "-n"])
+def test_a_forged_cursor_reaches_no_engine(paged: Storage, filter: Any, sort: str) -> None:
+    assert paged.query(filter, sort=sort, cursor=forged([[0, 4, 4], "key4"], filter, sort)).keys()
+    for payload in (*NO_PLACES, b"", b"{", b"\xff", b"[" * 5000):
+        with pytest.raises(InvalidFilterError, match="^cursor: it holds no "):
+            paged.query(filter, sort=sort, cursor=forged(payload, filter, sort))
+    for payload in (["key1", "key1"], [], [5], [None], "key1", 5):
+        with pytest.raises(InvalidFilterError, match="^cursor: it holds no "):
+            paged.query(filter, cursor=forged(payload, filter, None))
+
+
+@pytest.mark.parametrize(
+    ("sort", "good", "bad"),
+    [
+        ("$key", [[0, 5, "key4"]], [[1, 0, 0], [0, 4, 1], [0, 6, 0], [0, 1, 0]]),
+        ("-$version", [[0, 4, 5], [0, 4, 0.5]], [[1, 0, 0], [0, 5, "key1"], [0, 6, 0], [0, 3, 0]]),
+        ("$created_at", [[0, 4, 5]], [[1, 0, 0], [0, 5, "2024"], [0, 6, 0]]),
+        ("-$expires_at", [[0, 4, 5], [1, 0, 0]], [[0, 5, "2024"], [0, 1, 0]]),
+        ("$metadata.m", [[0, rank, 0] for rank in (1, 2, 3, 4, 6)] + [[0, 5, ""], [1, 0, 0]], [[0, 0, 0]]),
+    ],
+)
+def test_a_forged_place_is_of_the_type_that_the_field_has(paged: Storage, sort: str, good: Any, bad: Any) -> None:
+    for place in good:
+        paged.query(sort=sort, limit=3, cursor=forged([place, "key4"], None, sort))
+    for place in bad:
+        with pytest.raises(InvalidFilterError, match="^cursor: it holds no place"):
+            paged.query(sort=sort, limit=3, cursor=forged([place, "key4"], None, sort))
 
 
 @pytest.mark.parametrize("bad", [b"abc", 1, 1.5, True, False, [], {}, ..., ("a",)], ids=repr)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mycelia_storage import InvalidFilterError, InvalidValueError, StorageQuery, field, path
+from mycelia_storage import InvalidFilterError, InvalidValueError, StorageQuery, field, match, path
 from mycelia_storage.filters import And
 from mycelia_storage.query import parse_filter, parse_sort
 
@@ -73,10 +73,20 @@ BAD_PATHS: tuple[tuple[Any, str], ...] = (
     (["a", True], "True"),
     (["a", 1.0], "float"),
     (["a", None], "NoneType"),
+    ("a" * 1025, "1,025 bytes .* 1,024 are the limit"),
+    ("a." + "b" * 1023, "1,025 bytes"),
+    ("\U0001f600" * 257, "1,028 bytes"),
+    ("[0]" * 513, "1,025 bytes"),
+    ("$metadata." + "m" * 1015, "1,025 bytes"),
+    ("a" * 100_000, "100,000 characters"),
+    (["a" * 1025], "1,025 bytes"),
+    ([""] * 1026, "1,025 bytes"),
+    ([0] * 513, "1,025 bytes"),
+    (["a" * 1_000_000], "1,000,000 bytes"),
 )
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD_PATHS, ids=repr)
+@pytest.mark.parametrize(("bad", "reason"), BAD_PATHS, ids=lambda given: repr(given)[:40])
 def test_a_bad_path_is_refused_with_its_place(bad: Any, reason: str) -> None:
     with pytest.raises(InvalidFilterError, match=rf"^filter\.field: .*{reason}"):
         parse_filter({"field": bad, "operator": "eq", "value": 1})
@@ -111,6 +121,7 @@ BAD_FILTERS: tuple[tuple[Any, str], ...] = (
     ({}, r"^filter: .*\[\] matches everything"),
     ({"a": 1}, r"^filter: unknown entry 'a'; known here: field, operator, value"),
     ({1: 2}, r"^filter: unknown entry int"),
+    ({A == 1: 2}, r"^filter: unknown entry Comparison"),
     ({"field": "a"}, r"^filter: 'operator' is missing"),
     ({"operator": "eq", "value": 1}, r"^filter: 'field' is missing"),
     ({"field": "a", "operator": "eq"}, r"^filter: 'value' is missing"),
@@ -171,6 +182,77 @@ def test_a_wrong_operand_is_refused_with_its_place(operator: str, bad: Any, reas
         parse_filter([comparison(operator, bad)])
 
 
+@pytest.mark.parametrize("name", ["a" * 1024, "\U0001f600" * 256, "\x01" * 1024, '"' * 1024], ids=lambda name: name[:1])
+def test_a_path_has_as_many_bytes_as_a_key(name: str) -> None:
+    assert field(str(path(name))).path == path(name).path == parse_filter(match(**{name: 1}).to_dict()).filters[0].path  # type: ignore[attr-defined]
+    with pytest.raises(InvalidFilterError, match="^path: .*1,024 are the limit"):
+        path(name + "x")
+    with pytest.raises(InvalidFilterError, match="^match: .*1,024 are the limit"):
+        match(**{name + "x": 1})
+
+
+@pytest.mark.parametrize("bad", ["\0", "\ud800"], ids=repr)
+def test_match_takes_no_name_that_no_document_has(bad: str) -> None:
+    with pytest.raises(InvalidFilterError, match="^match: "):
+        match(**{bad: 1})
+
+
+# A field that is always of one type: what is of another one could only find nothing, or everything.
+TIMES = ("$created_at", "$updated_at", "$expires_at")
+COMPARING = ("eq", "ne", "gt", "gte", "lt", "lte")
+
+
+@pytest.mark.parametrize("operator", [*COMPARING, "in", "nin"])
+@pytest.mark.parametrize(
+    ("name", "bad", "reason"),
+    [
+        *((name, "2024-01-01", "a datetime or milliseconds since 1970 is needed, not str") for name in TIMES),
+        *((name, True, "a datetime or milliseconds since 1970 is needed, not bool") for name in TIMES),
+        *((name, None, "a datetime or milliseconds since 1970 is needed, not null; exists") for name in TIMES),
+        *((name, [1], "a datetime or milliseconds since 1970 is needed, not list") for name in TIMES),
+        *((name, datetime(2024, 1, 1), "a datetime without a time zone") for name in TIMES),  # noqa: DTZ001
+        ("$version", "5", "a number is needed, not str"),
+        ("$version", False, "a number is needed, not bool"),
+        ("$version", None, "a number is needed, not null"),
+        ("$version", datetime(2024, 1, 1, tzinfo=UTC), "a number is needed, not datetime"),
+        ("$key", 5, "a string is needed, not int"),
+        ("$key", True, "a string is needed, not bool"),
+        ("$key", None, "a string is needed, not null"),
+        ("$key", {}, "a string is needed, not dict"),
+    ],
+    ids=repr,
+)
+def test_an_operand_that_the_field_can_never_have_is_refused(operator: str, name: str, bad: Any, reason: str) -> None:
+    many = operator in ("in", "nin")
+    good = "text" if name == "$key" else 5
+    operand = [good, bad] if many else bad
+    place = rf"\{name} {operator}: " + (r"\$\[1\]: " if many else "")
+    with pytest.raises(InvalidFilterError, match=rf"^filter\.or\[0\]\.value: {place}{reason}"):
+        parse_filter({"or": [comparison(operator, operand, name)]})
+    with pytest.raises(InvalidFilterError, match=rf"^{place}{reason}"):
+        getattr(field(name), {"in": "is_in", "nin": "not_in"}.get(operator, operator))(operand)
+    parse_filter(comparison(operator, [good] if many else good, name))
+
+
+@pytest.mark.parametrize("operator", ["contains", "startsWith", "endsWith"])
+@pytest.mark.parametrize("operand", ["2024", 1], ids=repr)
+def test_there_is_no_text_in_a_number(operator: str, operand: object) -> None:
+    for name in (*TIMES, "$version"):
+        with pytest.raises(InvalidFilterError, match=rf"\{name} {operator}: \{name} is a number"):
+            parse_filter(comparison(operator, operand, name))
+    parse_filter(comparison(operator, "2024", "$key"))
+    with pytest.raises(InvalidFilterError, match=rf"\$key {operator}: a string is needed, not int"):
+        parse_filter(comparison(operator, 1, "$key"))
+
+
+def test_one_field_is_not_compared_with_another() -> None:
+    for operator in ("eq", "gt", "contains", "startsWith"):
+        with pytest.raises(InvalidFilterError, match=f"a {operator}: a value is needed; a field is not compared"):
+            parse_filter(comparison(operator, field("b")))
+    with pytest.raises(InvalidFilterError, match="b eq: a value is needed"):
+        _ = field("b") == A
+
+
 def test_an_operand_that_is_nested_too_deep_is_refused() -> None:
     deep: Any = 1
     for _ in range(200):
@@ -190,6 +272,8 @@ BAD_SORTS: tuple[tuple[Any, str], ...] = (
     ({"field": "a", "order": "up"}, r"^sort\.order: 'up' is neither 'asc' nor 'desc'"),
     ({"field": "a", "order": None}, r"^sort\.order: NoneType"),
     ({"field": "a", "order": ["asc"]}, r"^sort\.order: list"),
+    ({"field": "a", "order": A}, r"^sort\.order: Field"),
+    ({"field": "a", "order": A == 1}, r"^sort\.order: Comparison"),
     ({"field": "a", "by": 1}, r"^sort: unknown entry 'by'"),
     (["a", None], r"^sort\[1\]: NoneType"),
     (["a", ["b"]], r"^sort\[1\]: list"),
@@ -229,8 +313,10 @@ def test_the_ways_a_python_programmer_goes_wrong_are_shown_the_right_one() -> No
         with pytest.raises(InvalidFilterError, match=r"\| needs a filter"):
             _ = (A == 1) | wrong
     for wrong_list in ("abc", b"abc", {"a": 1}, 5, None):
-        with pytest.raises(InvalidFilterError, match="a list of values is needed"):
+        with pytest.raises(InvalidFilterError, match="^a in: a list of values is needed"):
             A.is_in(wrong_list)  # type: ignore[arg-type]
+        with pytest.raises(InvalidFilterError, match=r"^b\[0\] nin: a list of values is needed"):
+            field("b[0]").not_in(wrong_list)  # type: ignore[arg-type]
 
 
 # ---- limits

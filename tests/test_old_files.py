@@ -11,7 +11,14 @@ import apsw
 import orjson
 import pytest
 
-from mycelia_storage import InvalidValueError, SchemaVersionError, Storage, StorageError, open_storage
+from mycelia_storage import (
+    InvalidValueError,
+    NotAStorageFileError,
+    SchemaVersionError,
+    Storage,
+    StorageError,
+    open_storage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,3 +286,14 @@ def test_an_unknown_target_version_is_refused(tmp_path: Path) -> None:
 def assert_works(store: Storage) -> None:
     store.set("works", True)
     assert store.get("works") is True
+
+
+def test_a_file_of_the_original_in_utf_16_is_refused_because_its_order_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "wide.db"
+    wide = apsw.Connection(str(file))
+    wide.execute(f"PRAGMA encoding='UTF-16le'; {V1}")
+    wide.close()
+    before = file.read_bytes()
+    with pytest.raises(NotAStorageFileError, match="UTF-16"):
+        open_storage(file)
+    assert file.read_bytes() == before

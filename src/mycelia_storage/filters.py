@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, NoReturn, cast, final
 
 import orjson
 
@@ -26,6 +26,8 @@ MAX_DEPTH: Final = 100
 MAX_LEAVES: Final = 1000
 MAX_OPERANDS: Final = 30_000
 MAX_PARTS: Final = 10_000
+# Of all its names and indexes, with a dot between two of them.
+MAX_PATH_BYTES: Final = 1024
 
 DOCUMENT: Final = "$value"
 METADATA: Final = "$metadata"
@@ -41,6 +43,7 @@ OPERATORS: Final[dict[str, str]] = {
     "ends_with": "endsWith",
 }
 ORDERING: Final = ("gt", "gte", "lt", "lte")
+IN_TEXT: Final = ("contains", "startsWith", "endsWith")
 
 
 class Path(NamedTuple):
@@ -245,7 +248,8 @@ class Field(Immutable):
     """A place in entries to compare, sort or index by; made by `field` and `path`.
 
     `== != > >= < <=` and the methods make filters. `eq` compares type and value exactly: 1 equals 1.0, True is no
-    number, None equals only a null that is there.
+    number, None equals only a null that is there. Since `==` does not say whether two fields are the same, a field
+    cannot stand in a set or be the key of a dict; `str(field)` can.
     """
 
     __slots__ = ("path",)
@@ -262,8 +266,7 @@ class Field(Immutable):
     def __str__(self) -> str:
         return str(self.path)
 
-    def __hash__(self) -> int:
-        return hash(self.path)
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Field, (self.path,)
@@ -337,11 +340,11 @@ class Field(Immutable):
 
     def is_in(self, values: Iterable[object]) -> Filter:
         """`eq` to any of these."""
-        return Comparison(self.path, "in", _listed(values))
+        return Comparison(self.path, "in", _listed(self.path, "in", values))
 
     def not_in(self, values: Iterable[object]) -> Filter:
         """`eq` to none of these, so it matches a missing field."""
-        return Comparison(self.path, "nin", _listed(values))
+        return Comparison(self.path, "nin", _listed(self.path, "nin", values))
 
     def exists(self) -> Filter:
         """There, even if it is null."""
@@ -366,6 +369,14 @@ _METHODS: Final = {name: name for name in OPERATORS.values()} | {
     "in": "is_in",
     "nin": "not_in",
 }
+
+
+def narrowed(given: Filter, *conditions: Comparison) -> Filter:
+    """A filter and conditions of our own beside it, which do not count against its limits."""
+    made = And(())
+    object.__setattr__(made, "filters", (*conditions, given))
+    object.__setattr__(made, "size", given.size)
+    return made
 
 
 def _sum(parts: tuple[Filter, ...]) -> Size:
@@ -405,16 +416,18 @@ def _operand(other: object, sign: str) -> Filter:
     )
 
 
-def _listed(values: Iterable[object]) -> list[object]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidFilterError(f"in: a list of values is needed, not {type(values).__name__}")
+def _listed(path: Path, operator: str, values: Iterable[object]) -> list[object]:
+    if isinstance(values, str | bytes | Mapping | Field) or not isinstance(values, Iterable):
+        raise InvalidFilterError(f"{path} {operator}: a list of values is needed, not {type(values).__name__}")
     return list(values)
 
 
 def _checked_operand(path: Path, operator: str, operand: object) -> str:
     """The operand as JSON text."""
-    if path.root in TIMES and operator != "exists":
-        operand = [_time(part) for part in operand] if isinstance(operand, list | tuple) else _time(operand)
+    if isinstance(operand, Field):
+        raise InvalidFilterError(f"{path} {operator}: a value is needed; a field is not compared with another one")
+    if path.root in COLUMNS and operator != "exists":
+        operand = _operand_of_column(path, operator, operand)
     if operator in ORDERING and (isinstance(operand, bool) or not isinstance(operand, int | float | str)):
         raise InvalidFilterError(f"{path} {operator}: a number or a string is needed, not {_kind(operand)}")
     if operator in ("startsWith", "endsWith") and not isinstance(operand, str):
@@ -429,12 +442,38 @@ def _checked_operand(path: Path, operator: str, operand: object) -> str:
         raise InvalidFilterError(f"{path} {operator}: {error}") from None
 
 
-def _time(value: object) -> object:
+def _operand_of_column(path: Path, operator: str, operand: object) -> object:
+    """The operand for a field that is always of one type: `$key` is a string, the others are numbers.
+
+    One of another type could only find nothing, or everything.
+    """
+    where = f"{path} {operator}"
+    if operator in IN_TEXT and path.root != "$key":
+        raise InvalidFilterError(f"{where}: {path} is a number, which has no text in it")
+    if operator in ("in", "nin") and isinstance(operand, list | tuple):
+        return [_fitting(path, part, f"{where}: $[{index}]") for index, part in enumerate(operand)]
+    return operand if operator in ("in", "nin") else _fitting(path, operand, where)
+
+
+def _fitting(path: Path, value: object, where: str) -> object:
+    if path.root == "$key":
+        fits, needed = isinstance(value, str), "a string"
+    else:
+        value = _time(value, where) if path.root in TIMES else value
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        needed = "a datetime or milliseconds since 1970" if path.root in TIMES else "a number"
+    if not fits:
+        hint = "; exists() asks whether it is there" if value is None else ""
+        raise InvalidFilterError(f"{where}: {needed} is needed, not {_kind(value)}{hint}")
+    return value
+
+
+def _time(value: object, where: str) -> object:
     """A datetime as the milliseconds that are stored; everything else as it is."""
     if not isinstance(value, datetime):
         return value
     if value.tzinfo is None:
-        raise InvalidFilterError("a datetime without a time zone: add one, such as tzinfo=timezone.utc")
+        raise InvalidFilterError(f"{where}: a datetime without a time zone: add one, such as tzinfo=timezone.utc")
     microseconds = (value - EPOCH) // timedelta(microseconds=1)
     return microseconds // 1000 if microseconds % 1000 == 0 else microseconds / 1000
 

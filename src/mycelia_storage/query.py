@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
 from mycelia_storage.arguments import check_whole
-from mycelia_storage.codec import encode
+from mycelia_storage.codec import check
 from mycelia_storage.errors import InvalidFilterError, InvalidValueError
 from mycelia_storage.filters import (
     COLUMNS,
     DOCUMENT,
     MAX_DEPTH,
-    MAX_OPERAND_BYTES,
+    MAX_PATH_BYTES,
     METADATA,
     OPERATORS,
     And,
@@ -31,9 +31,11 @@ from mycelia_storage.filters import (
     shown,
 )
 from mycelia_storage.matching import matches_value
-from mycelia_storage.paths import MAX_INDEX, parse_path
+from mycelia_storage.paths import MAX_INDEX, Segments, parse_path
 
 MAX_SORT_KEYS: Final = 16
+# Every byte of a name is written with six characters at the most, beside two quotes and a dot for each name.
+_MAX_WRITTEN: Final = 10 * MAX_PATH_BYTES
 
 
 def field(name: str) -> Field:
@@ -55,7 +57,7 @@ def path(*segments: str | int) -> Field:
 
 def match(**fields: object) -> Filter:
     """All of these top-level fields equal these values."""
-    return And(Comparison(Path(DOCUMENT, (name,)), "eq", value) for name, value in fields.items())
+    return And(Comparison(_literal_path((name,), "match"), "eq", value) for name, value in fields.items())
 
 
 # ---- reading the other forms
@@ -69,16 +71,22 @@ def parse_field(given: object, where: str = "field") -> Path:
         return _literal_path(given, where)
     if not isinstance(given, str):
         raise InvalidFilterError(f"{where}: a path such as 'a.b' is needed, not {type(given).__name__}")
-    return _parse_name(given, where)
+    try:
+        return _parse_name(str.__str__(given))
+    except ValueError as error:
+        raise InvalidFilterError(f"{where}: {shown(given)} is {error}") from None
 
 
 @functools.lru_cache(maxsize=1024)
-def _parse_name(text: str, where: str) -> Path:
+def _parse_name(text: str) -> Path:
+    """The path of a text. Raises ValueError that says what the text is instead."""
+    if len(text) > _MAX_WRITTEN:
+        raise ValueError(f"no path: {len(text):,} characters are more than any path has")
     try:
         segments = parse_path(text)
-        encode(list(segments), MAX_OPERAND_BYTES)
+        _check_names(segments)
     except (ValueError, InvalidValueError) as error:
-        raise InvalidFilterError(f"{where}: {shown(text)} is no path: {error}") from None
+        raise ValueError(f"no path: {error}") from None
     first = segments[0]
     if isinstance(first, int) or not first.startswith("$") or text.startswith('"'):
         return Path(DOCUMENT, segments)
@@ -87,9 +95,7 @@ def _parse_name(text: str, where: str) -> Path:
     if first in (DOCUMENT, *COLUMNS) and len(segments) == 1:
         return Path(first, ())
     known = ", ".join((DOCUMENT, f"{METADATA}.name", *COLUMNS))
-    raise InvalidFilterError(
-        f"{where}: {shown(text)} is no special name ({known}); a member of that name is written in quotes"
-    )
+    raise ValueError(f"no special name ({known}); a member of that name is written in quotes")
 
 
 def _literal_path(segments: Sequence[object], where: str) -> Path:
@@ -102,10 +108,17 @@ def _literal_path(segments: Sequence[object], where: str) -> Path:
             raise InvalidFilterError(f"{where}: a segment is a str, or an int from 0 to {MAX_INDEX:,}, not {found}")
     plain = tuple(str.__str__(part) if isinstance(part, str) else int(part) for part in segments)  # type: ignore[call-overload]
     try:
-        encode(list(plain), MAX_OPERAND_BYTES)
-    except InvalidValueError as error:
+        _check_names(plain)
+    except (ValueError, InvalidValueError) as error:
         raise InvalidFilterError(f"{where}: {error}") from None
     return Path(DOCUMENT, plain)
+
+
+def _check_names(segments: Segments) -> None:
+    check(list(segments))
+    size = len(".".join(map(str, segments)).encode())
+    if size > MAX_PATH_BYTES:
+        raise ValueError(f"its names have {size:,} bytes of UTF-8; {MAX_PATH_BYTES:,} are the limit for a path")
 
 
 def parse_filter(given: object, where: str = "filter") -> Filter:
@@ -210,7 +223,7 @@ def _parse_sort_key(given: object, where: str) -> SortKey:
         if "field" not in given:
             raise InvalidFilterError(f"{where}: 'field' is missing")
         order = given.get("order", "asc")
-        if order not in ("asc", "desc"):
+        if not isinstance(order, str) or order not in ("asc", "desc"):
             raise InvalidFilterError(f"{where}.order: {shown(order)} is neither 'asc' nor 'desc'")
         return SortKey(parse_field(given["field"], f"{where}.field"), order == "desc")
     raise InvalidFilterError(f"{where}: {type(given).__name__} is no field to sort by; write 'age' or '-age'")
@@ -297,5 +310,5 @@ def _only(given: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     if not given:
         raise InvalidFilterError(f"{where}: an empty mapping says nothing; [] matches everything")
     for name in given:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InvalidFilterError(f"{where}: unknown entry {shown(name)}; known here: {', '.join(known)}")

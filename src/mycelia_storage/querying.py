@@ -28,12 +28,12 @@ def read_query(given: object, *, sort: object = None, limit: object = None, offs
         return StorageQuery(
             parse_filter(given), sort=parse_sort(sort), limit=counted, offset=check_whole("offset", offset, least=0)
         )
-    for name, own, other in (
+    for name, own, is_beside in (
         ("sort", given.sort, sort is not None),
         ("limit", given.limit is not None, limit is not None),
-        ("offset", given.offset, offset),
+        ("offset", given.offset, offset != 0),
     ):
-        if own and other:
+        if own and is_beside:
             raise InvalidFilterError(f"{name}: given twice, in the query and beside it")
     return StorageQuery(
         given.filter,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from mycelia_storage.engines.engine import Query
 from mycelia_storage.entries import Entry, entry_of
-from mycelia_storage.filters import And, Comparison, Path
+from mycelia_storage.filters import Comparison, Path, narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ class Scan(Generic[T]):
         after = None if self._after is None else ((), self._after)
         wanted = self._filter
         if self._after is None and self._span.low:
-            wanted = And((wanted, Comparison(Path("$key", ()), "gte", self._span.low)))
+            wanted = narrowed(wanted, Comparison(Path("$key", ()), "gte", self._span.low))
         if self._span.high is not None:
-            wanted = And((wanted, Comparison(Path("$key", ()), "lt", self._span.high)))
+            wanted = narrowed(wanted, Comparison(Path("$key", ()), "lt", self._span.high))
         return self._rows().find(self._namespace, Query(wanted, (), self._batch_size, 0, after), self._now)

@@ -43,7 +43,7 @@ SHORT_STEPS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "delete where": lambda tx, _, name: tx.delete_where(field("n") == 1, namespace=name),
     "clear": lambda tx, _, name: tx.clear(namespace=name),
     "index": lambda tx, _, name: tx.create_index("n", unique=True, namespace=name),
-    "drop index": lambda tx, _, name: tx.drop_index(f"unique {name}: n"),
+    "drop index": lambda tx, _, name: tx.drop_index(f"{name}: n (unique)"),
     "delete namespace": lambda tx, _, name: tx.delete_namespace(name, recursive=True),
     "look": lambda tx, _, name: [
         tx.list_keys(namespace=name),

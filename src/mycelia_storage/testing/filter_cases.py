@@ -188,9 +188,9 @@ _PATHS: Final = (
     Case(field("$value") == {"v": 1}, {"1", "1.0"}),
     Case(field("$value").exists(), _ALL),
     Case(field("$key") == "1", {"1"}),
-    Case(field("$key").is_in(["1", "1.0", 1]), {"1", "1.0"}),
-    Case(field("$key") == 1, set()),
-    Case(field("$key") != 1, _ALL),
+    Case(field("$key").is_in(["1", "1.0", "x"]), {"1", "1.0"}),
+    Case(field("$key").not_in([]), _ALL),
+    Case(field("$key") != "1", _ALL - {"1"}),
     Case(field("$key").startswith("big"), {"big", "big float", "big + 1"}),
     Case(field("$key").endswith(" 1"), {"text 1", "big + 1"}),
     Case(field("$key").contains("x"), {"empty text", "text 1", "text null", "{x, y}", "{y, x}", "{x}"}),
@@ -198,8 +198,9 @@ _PATHS: Final = (
     Case(field("$metadata.m").exists(), set()),
     Case(field("$expires_at").exists(), set()),
     Case(field("$version") > 0, _ALL),
-    Case(field("$version") > "", set()),
-    Case(field("$version").contains(1), set()),
+    Case(field("$version") == 0.5, set()),
+    Case(field("$version").not_in([0, 1.5]), _ALL),
+    Case(field("$created_at") < 0, set()),
 )
 CASES: Final = (*_EQUAL, *_MEMBERS, *_RANGES, *_PARTS, *_GROUPS, *_PATHS)
 

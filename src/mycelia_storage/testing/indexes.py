@@ -101,6 +101,31 @@ class IndexContract(ContractBase):
                 call()
         assert _names(store) == ["mine"]
 
+    def test_no_namespace_makes_the_name_of_another_index(self, store: Storage) -> None:
+        made: list[str] = []
+        for namespace in ("x", "unique x", "x (unique)", "x: a", "x: 'a'", None):
+            for unique in (False, True):
+                made += [
+                    store.create_index(*fields, namespace=namespace, unique=unique)
+                    for fields in (("a",), ('"a: a"',), ('"a (unique)"', "b"), ('"*: a"',))
+                ]
+        assert len(set(made)) == len(made)
+        assert _names(store) == sorted(made)
+
+    def test_the_error_for_a_taken_name_says_what_differs(self, store: Storage) -> None:
+        store.create_index("a", name="plain")
+        store.create_index("a", name="special", unique=True, namespace=None)
+        wrong: tuple[tuple[Callable[[], str], str], ...] = (
+            (lambda: store.create_index("b", name="plain"), "'plain' already, on other fields"),
+            (lambda: store.create_index("a", name="plain", unique=True), "'plain' already, which is not unique"),
+            (lambda: store.create_index("a", name="plain", namespace="x"), "already, on the namespace 'default'"),
+            (lambda: store.create_index("a", name="special", unique=True), "'special' already, on all namespaces"),
+            (lambda: store.create_index("a", name="special", namespace=None), "'special' already, which is unique"),
+        )
+        for call, reason in wrong:
+            with pytest.raises(IndexExistsError, match=reason):
+                call()
+
     def test_a_dropped_index_is_gone(self, store: Storage) -> None:
         name = store.create_index("a", unique=True)
         store.set("x", {"a": 1})
@@ -115,19 +140,19 @@ class IndexContract(ContractBase):
         made = [
             store.create_index("a", namespace=None),
             store.create_index('"a*"', '"x\'y"'),
-            store.create_index(path("x y" * 500), unique=True),
+            store.create_index(path("x y" * 300), unique=True),
             store.create_index(path("\x01\u2028"), path("\U0001f600")),
             store.create_index("a", namespace="\U0001f600" * 60),
             store.create_index("a", name='it\'s "mine"; DROP TABLE x --'),
         ]
         assert _names(store) == sorted(made)
-        assert store.query(path("x y" * 500) == 1).keys() == []
+        assert store.query(path("x y" * 300) == 1).keys() == []
         for name in made:
             store.drop_index(name)
         assert store.list_indexes() == []
 
     def test_a_definition_survives_names_of_any_kind(self, store: Storage) -> None:
-        names = ["x y" * 500, "a.b", "$key", "-", "-a", 'q"', "x'y", "", "\U0001f600", "\x01", "a\\b"]
+        names = ["x y" * 300, "a.b", "$key", "-", "-a", 'q"', "x'y", "", "\U0001f600", "\x01", "a\\b"]
         for name in names:
             store.create_index(path(name).desc(), path("below", 2**31 - 1, name))
         listed = {index.fields for index in store.list_indexes()}
@@ -239,7 +264,7 @@ class IndexContract(ContractBase):
     def test_indexes_are_there_after_reopening(self, tmp_path: Path, clock: FakeClock) -> None:
         with self.open_store(tmp_path, clock=clock) as store:
             store.create_index("n", unique=True, name="unique")
-            store.create_index(path("x y" * 500).desc(), "$metadata.m", namespace=None)
+            store.create_index(path("x y" * 300).desc(), "$metadata.m", namespace=None)
             store.set("x", {"n": 1})
             before = store.list_indexes()
         with self.open_store(tmp_path, clock=clock) as store:
@@ -247,7 +272,7 @@ class IndexContract(ContractBase):
             if self.persistent:
                 with pytest.raises(UniqueIndexError):
                     store.set("y", {"n": 1})
-                store.create_index(path("x y" * 500).desc(), "$metadata.m", namespace=None)
+                store.create_index(path("x y" * 300).desc(), "$metadata.m", namespace=None)
                 assert store.list_indexes() == before
 
 
@@ -406,6 +431,66 @@ class UniqueIndexContract(ContractBase):
         store.create_index("n", unique=True)
         with pytest.raises(UniqueIndexError):
             store.set("a", {"n": 1})
+
+    @pytest.mark.parametrize("namespace", ["default", None], ids=repr)
+    def test_an_expired_entry_takes_no_value_from_a_live_one(
+        self, store: Storage, clock: FakeClock, namespace: str | None
+    ) -> None:
+        store.set_many({"live": {"n": 1}, "x live": {"n": 2}})
+        store.set_many({"expired": {"n": 2}, "x expired": {"n": 1}}, ttl=1)
+        clock.advance(1)
+        store.create_index("n", unique=True, namespace=namespace)
+        for _ in range(2):
+            for number, owner in ((1, "'live'"), (2, "'x live'")):
+                with pytest.raises(UniqueIndexError, match=owner):
+                    store.set("new", {"n": number})
+            store.optimize()
+        assert store.query(N.is_in([1, 2])).keys() == ["live", "x live"]
+
+    def test_an_index_of_a_transaction_knows_no_expired_owners(self, store: Storage, clock: FakeClock) -> None:
+        store.set("live", {"n": 1})
+        store.set("x", {"n": 1}, ttl=1)
+        clock.advance(1)
+        with store.transaction() as tx:
+            tx.create_index("n", unique=True)
+            with pytest.raises(UniqueIndexError, match="'live'"):
+                tx.set("new", {"n": 1})
+        with pytest.raises(UniqueIndexError, match="'live'"):
+            store.set("new", {"n": 1})
+        assert store.list_keys() == ["live"]
+
+    def test_a_refused_write_brings_nothing_expired_back(self, unique: Storage, clock: FakeClock) -> None:
+        unique.set_many({"a": {"n": 1}, "b": {"n": 2}}, ttl=1)
+        unique.set("stays", {"n": 3})
+        clock.advance(1)
+        with unique.transaction() as tx:
+            with pytest.raises(UniqueIndexError, match="'stays'"):
+                tx.set("new", {"n": 3})
+            assert (tx.list_keys(), tx.count()) == (["stays"], 1)
+            with tx.transaction() as inner:
+                inner.set("other", {"n": 2})
+                with pytest.raises(UniqueIndexError, match="'stays'"):
+                    inner.set_many({"new": {"n": 1}, "newer": {"n": 3}})
+                assert inner.list_keys() == ["other", "stays"]
+                inner.rollback()
+            assert (tx.list_keys(), tx.count()) == (["stays"], 1)
+        assert (unique.list_keys(), unique.count()) == (["stays"], 1)
+        unique.set("c", {"n": 1})
+        unique.set("d", {"n": 2})
+        assert unique.list_keys() == ["c", "d", "stays"]
+
+    def test_a_batch_that_is_refused_behind_an_expired_value_leaves_it_free(
+        self, unique: Storage, clock: FakeClock
+    ) -> None:
+        unique.set("a", {"n": 1}, ttl=1)
+        unique.set("stays", {"n": 3})
+        clock.advance(1)
+        with unique.transaction() as tx:
+            with pytest.raises(UniqueIndexError, match="'stays'"):
+                tx.set_many({"b": {"n": 1}, "c": {"n": 3}})
+            assert tx.list_keys() == ["stays"]
+            tx.set("d", {"n": 1})
+        assert unique.list_keys() == ["d", "stays"]
 
     def test_duplicates_that_are_there_are_named(self, store: Storage) -> None:
         store.set_many({"x": {"n": 1}, "y": {"n": 2}, "it's": {"n": 2.0}, "z": {}})

@@ -23,6 +23,7 @@ from mycelia_storage import (
     match,
     path,
 )
+from mycelia_storage.filters import And, Or
 from mycelia_storage.testing.base import ContractBase
 from mycelia_storage.testing.compare import difference
 from mycelia_storage.testing.filter_cases import CASES, DOCUMENTS, in_order
@@ -44,12 +45,13 @@ def _numbered(store: Storage, count: int, **options: Any) -> list[str]:
 
 def _by_cursors(store: Any, filter: Any = None, *, limit: int, **options: Any) -> Iterator[list[str]]:
     cursor: str | None = None
-    while True:
+    for _ in range(10_000):
         page = store.query(filter, limit=limit, cursor=cursor, **options)
         yield page.keys()
         cursor = page.cursor
         if cursor is None:
             return
+    raise AssertionError("the pages have no end")
 
 
 class QueryContract(ContractBase):
@@ -131,6 +133,19 @@ class QueryContract(ContractBase):
         assert store.query(field("$expires_at") <= start + timedelta(seconds=11)).keys() == ["b"]
         assert store.query(field("$expires_at") != 0).keys() == ["a", "b"]
         assert store.query(field("$version") == store.get_entry("b").version).keys() == ["b"]
+
+    @pytest.mark.parametrize("name", ["$created_at", "$updated_at", "$expires_at", "$version"])
+    def test_a_text_beside_a_time_is_refused_by_every_verb(self, store: Storage, name: str) -> None:
+        store.set("a", 1, ttl=60)
+        verbs = (store.query, store.pages, store.count, store.scan, store.delete_where, store.explain)
+        for operator, operand in (("gt", "2024-01-01"), ("ne", "2024-01-01"), ("nin", ["2024"]), ("eq", None)):
+            written = {"field": name, "operator": operator, "value": operand}
+            for verb in verbs:
+                with pytest.raises(InvalidFilterError, match=rf"^filter\.value: \{name} {operator}: "):
+                    verb(written)
+        with pytest.raises(InvalidFilterError, match=r"\$key eq: a string is needed, not int"):
+            store.count(field("$key") == 1)
+        assert store.count() == 1
 
     def test_names_are_names_whatever_they_look_like(self, store: Storage) -> None:
         names = ["a.b", 'q"x', "x'y", "", "$key", "[0]", "a\\b", "é", "\U0001f600", "\x01", "%", "?1", "{}", "\u2028"]
@@ -352,6 +367,26 @@ class FilteringContract(ContractBase):
             assert [entry.key for entry in scan] == keys[11:20:2]
         assert list(store.scan(N == 99, batch_size=batch_size)) == []
         assert not difference(list(store.scan(N == 3)), [store.get_entry(keys[3])])
+
+    @pytest.mark.parametrize("batch_size", [3, 500])
+    def test_a_prefix_counts_against_no_limit_of_a_filter(self, store: Storage, batch_size: int) -> None:
+        keys = _numbered(store, 20)
+        deep: Filter = N >= 0
+        for _ in range(98):
+            deep = ~deep
+        largest: list[Filter] = [
+            Or([N.eq(number) for number in range(1000)]),
+            N.is_in(range(30_000)),
+            ~deep,
+            And([And(())] * 9_998 + [N >= 0]),
+        ]
+        for one in largest:
+            with store.scan(one, batch_size=batch_size) as scan:
+                expected = [entry.key for entry in scan]
+            with store.scan(one, prefix="key01", batch_size=batch_size) as scan:
+                assert [entry.key for entry in scan] == [key for key in expected if key.startswith("key01")]
+            assert store.query(one).keys() == expected
+        assert expected == keys
 
     def test_scan_with_a_filter_sees_one_moment(self, store: Storage) -> None:
         keys = _numbered(store, 10)

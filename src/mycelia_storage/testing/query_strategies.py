@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import strategies as st
 
 from mycelia_storage import field, path
-from mycelia_storage.filters import ORDERING, And, Comparison, Not, Or, SortKey
+from mycelia_storage.filters import COLUMNS, IN_TEXT, ORDERING, And, Comparison, Not, Or, SortKey
 from mycelia_storage.testing.strategies import json_values, scalars
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ TEXTS: Final = (
         "%",
         "_",
     ),
-    *("1", "true", "null", "[1]", '{"a":1}', "'", '"', "\\", "\x01", "a\n", "\u2028", "' OR 1=1 --"),
+    *("1", "true", "null", "[1]", '{"a":1}', "'", '"', "\\", "[a", "[^a]", "\x01", "a\n", "\u2028", "' OR 1=1 --"),
 )
 SCALARS: Final = (None, True, False, *NUMBERS, *TEXTS)
 NESTED: Final[tuple[Any, ...]] = (
@@ -89,7 +89,7 @@ ALIKE: Final[tuple[tuple[Any, ...], ...]] = (
     (0, False, -0.0, "", None, "0"),
     (None, "null", [], {}, False),
     (2**53, 2**53 + 1, float(2**53), 2**63 - 1, float(2**63)),
-    ("a", "A", "ab", "a%", "a_b", "abc"),
+    ("a", "A", "ab", "a%", "a_b", "abc", "[a"),
     ("\uffff", "\U0001f600", "\ue000", "é", "e\u0301"),
     (5, "5", "text", 7, True, "a"),
     ([1], [True], [1.0], {"a": 1}, {"a": True}, ["a"]),
@@ -172,7 +172,24 @@ class World:
             operand = st.lists(self._operands, max_size=4)
         else:
             operand = st.just(True) if operator == "exists" else self._operands
-        return st.tuples(self._paths, operand).map(lambda drawn: Comparison(drawn[0], operator, drawn[1]))
+        return st.tuples(self._paths, operand).map(lambda drawn: _comparison(drawn[0], operator, drawn[1]))
+
+
+def _comparison(path: Path, operator: str, operand: Any) -> Filter:
+    """What was drawn, made to fit where the field is of one type alone."""
+    if path.root not in COLUMNS or operator == "exists":
+        return Comparison(path, operator, operand)
+    if path.root != "$key" and operator in IN_TEXT:
+        operator = "lte"
+    if operator in ("in", "nin"):
+        return Comparison(path, operator, [_of_type(path, part) for part in operand])
+    return Comparison(path, operator, _of_type(path, operand))
+
+
+def _of_type(path: Path, operand: Any) -> Any:
+    if path.root == "$key":
+        return operand if isinstance(operand, str) else repr(operand)
+    return operand if isinstance(operand, int | float) and not isinstance(operand, bool) else len(repr(operand))
 
 
 def _paths(name: SearchStrategy[str]) -> SearchStrategy[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from heapq import heappush
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
@@ -60,7 +59,7 @@ class MemorySession(View):
     def rollback(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._put_back()
+            self._state.put_back()
             self._engine.ended(self, read_only=self._read_only)
 
     def savepoint(self) -> int:
@@ -74,15 +73,9 @@ class MemorySession(View):
 
     def rollback_to(self, savepoint: int) -> None:
         self._check_open()
-        self._put_back()
+        self._state.put_back()
         self._changes = self._points[savepoint - 1]
         self.release(savepoint)
-
-    def _put_back(self) -> None:
-        """What purge took from the order of expiry, and may be there again."""
-        for due in self._state.taken:
-            heappush(self._state.expiring, due)
-        self._state.taken.clear()
 
 
 class MemoryAuto(View):
@@ -185,7 +178,7 @@ class MemoryEngine:
     backend = "memory"
 
     def __init__(self, options: Options) -> None:
-        self.capacity = options.capacity
+        self.capacity: int | None = options.capacity
         self.lock: AbstractContextManager[object] = threading.RLock()
         self._busy_timeout = options.busy_timeout
         self._clock = options.clock

@@ -11,32 +11,39 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from heapq import heapify, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.unique import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Row
+    from mycelia_storage.filters import SortKey
+
+MAX_ORDERS: Final = 4
 
 
 class Table:
     """The rows of one namespace.
 
-    The order of the keys is made when it is asked for, and kept until a key comes or goes.
+    The order of the keys is made when it is asked for, and kept until a key comes or goes. So are the last orders of
+    sorts, each with what has changed since.
     """
 
-    __slots__ = ("_order", "is_shared", "rows")
+    __slots__ = ("_order", "_orders", "is_shared", "rows")
 
     def __init__(self, rows: dict[str, Row]) -> None:
-        self.rows = rows
-        self.is_shared = False
+        self.rows: dict[str, Row] = rows
+        self.is_shared: bool = False
         self._order: list[str] | None = None
+        self._orders: dict[tuple[SortKey, ...], tuple[Order, dict[str, Row | None]]] = {}
 
     def copy(self) -> Table:
         table = Table(self.rows.copy())
         table._order = self._order
+        table._orders = {sort: (order, since.copy()) for sort, (order, since) in list(self._orders.items())}
         return table
 
     def apply(self, changes: dict[str, Row | None]) -> None:
@@ -48,6 +55,10 @@ class Table:
                 if key not in self.rows:
                     self._order = None
                 self.rows[key] = row
+        for sort, (_, since) in list(self._orders.items()):
+            since.update(changes)
+            if len(since) > len(self.rows):
+                del self._orders[sort]
 
     def keys(self, low: str, high: str | None) -> list[str]:
         if self._order is None:
@@ -55,6 +66,20 @@ class Table:
         start = bisect_left(self._order, low)
         stop = len(self._order) if high is None else bisect_left(self._order, high)
         return self._order[start:stop]
+
+    def order(self, namespace: str, sort: tuple[SortKey, ...]) -> Order:
+        """All rows in the order of a sort."""
+        order, since = self._orders.get(sort, (None, {}))
+        if order is None:
+            order = Order(namespace, sort, self.rows.values())
+            if len(self._orders) >= MAX_ORDERS:
+                self._orders = {}
+        elif since:
+            order = order.changed(since)
+        else:
+            return order
+        self._orders[sort] = order, {}
+        return order
 
 
 class State:
@@ -84,6 +109,12 @@ class State:
                 if row.expires_at is not None
             ]
             heapify(self.expiring)
+
+    def put_back(self) -> None:
+        """What purge took from the order of expiry is there again, or may be: changes were undone."""
+        for due in self.taken:
+            heappush(self.expiring, due)
+        self.taken.clear()
 
     def share(self) -> State:
         """The same state for somebody who only reads it."""

@@ -11,7 +11,7 @@ from mycelia_storage.codec import decode, decode_object
 from mycelia_storage.matching import Candidate, position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from mycelia_storage.engines.engine import IndexRow, Row
     from mycelia_storage.filters import SortKey
@@ -70,11 +70,11 @@ class Claims:
             self._owners[claim] = key
 
 
-def duplicates(index: IndexRow, namespace: str, rows: Iterable[Row], is_live: Callable[[Row], bool]) -> list[str]:
-    """The keys of the first value that several live rows have."""
+def duplicates(index: IndexRow, namespace: str, rows: Iterable[Row]) -> list[str]:
+    """The keys of the first value that several rows have."""
     owners: dict[Claim, list[str]] = {}
     for row in rows:
-        claim = claim_of(index.fields, namespace, row) if is_live(row) else None
+        claim = claim_of(index.fields, namespace, row)
         if claim is not None:
             owners.setdefault(claim, []).append(row.key)
     return next((keys for keys in owners.values() if len(keys) > 1), [])

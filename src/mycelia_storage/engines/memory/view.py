@@ -5,22 +5,25 @@ Called by the verbs through `engine.py`, which adds locks and the ends of transa
 
 from __future__ import annotations
 
+import sys
 from heapq import heappop
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
 from mycelia_storage.engines.memory.unique import candidate_of, claim_of, duplicates
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.keys import matches
-from mycelia_storage.matching import compile_filter, in_order, is_behind, position
+from mycelia_storage.matching import compile_filter, in_order, position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from mycelia_storage.filters import Filter
+    from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
-    from mycelia_storage.matching import Candidate
+    from mycelia_storage.matching import Candidate, Position
 
 MAX_INDEXES: Final = 64
 
@@ -32,6 +35,7 @@ class View:
         self._state = state
         self._changes = changes
         self._capacity = capacity
+        self._last_order: tuple[tuple[object, ...], Order] | None = None
 
     # ---- reading
 
@@ -48,14 +52,12 @@ class View:
         changed = self._changes.rows.get(namespace)
         if not changed:
             return keys
-        merged = {key for key in keys if key not in changed}
-        for key, row in changed.items():
-            if row is not None and key >= low and (high is None or key < high):
-                merged.add(key)
-        return sorted(merged)
+        stays = [key for key in keys if key not in changed]
+        comes = [key for key, row in changed.items() if row is not None and key >= low and (high is None or key < high)]
+        return sorted(stays + sorted(comes))  # two runs, which are merged in one pass
 
-    def _all_rows(self, namespace: str) -> Iterator[Row]:
-        for key in self._all_keys(namespace):
+    def _all_rows(self, namespace: str, low: str = "") -> Iterator[Row]:
+        for key in self._all_keys(namespace, low):
             row = self._row(namespace, key)
             if row is not None:
                 yield row
@@ -136,28 +138,54 @@ class View:
 
     # ---- by filters
 
-    def _matching(self, namespace: str, filter: Filter, now: int) -> Iterator[tuple[Row, Candidate]]:
+    def _matching(self, namespace: str, rows: Iterable[Row], filter: Filter, now: int) -> Iterator[Candidate]:
         test = compile_filter(filter)
-        for row in self._all_rows(namespace):
+        for row in rows:
             if is_live(row, now):
                 candidate = candidate_of(namespace, row)
                 if test(candidate):
-                    yield row, candidate
+                    yield candidate
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
-        found = [(position(query.sort, seen), row) for row, seen in self._matching(namespace, query.filter, now)]
-        offset = query.offset
+        first, last = query.offset, None if query.limit is None else query.offset + query.limit
         if query.after is not None:
-            after, offset = query.after, 0
-            found = [item for item in found if is_behind(query.sort, item[0], after)]
-        rows: list[Row] = in_order(query.sort, found)
-        return rows[offset : None if query.limit is None else offset + query.limit]
+            first, last = 0, query.limit
+        if query.sort and query.after is None:
+            found = self._matching(namespace, self._all_rows(namespace), query.filter, now)
+            keys: Iterable[str] = in_order(query.sort, [(position(query.sort, seen), seen.key) for seen in found])
+        else:
+            # The order is there already, so that a page visits no more of it than it has to.
+            rows = self._rows_behind(namespace, query.sort, query.after)
+            keys = (seen.key for seen in self._matching(namespace, rows, query.filter, now))
+        found_keys = list(islice(keys, None if last is None else min(last, sys.maxsize)))
+        return self.rows(namespace, found_keys[first:])
+
+    def _rows_behind(self, namespace: str, sort: tuple[SortKey, ...], after: Position | None) -> Iterable[Row]:
+        """All rows, or those behind a position, in order."""
+        if not sort or after is None:
+            # No key holds U+0000, so this is the very next place behind a key.
+            return self._all_rows(namespace, "" if after is None else after[1] + "\0")
+        return self._order(namespace, sort).behind(after)
+
+    def _order(self, namespace: str, sort: tuple[SortKey, ...]) -> Order:
+        """All rows in the order of a sort. That of a transaction is kept until it writes, or asks for another one."""
+        table = self._state.tables.get(namespace)
+        committed = None if table is None else table.order(namespace, sort)
+        changes = self._changes.rows.get(namespace, {})
+        if committed is not None and not changes:
+            return committed
+        source = (namespace, sort, committed, changes)
+        if self._last_order is None or self._last_order[0] != source:
+            order = Order(namespace, sort, ()) if committed is None else committed
+            self._last_order = (namespace, sort, committed, changes.copy()), order.changed(changes)
+        return self._last_order[1]
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
-        return sum(1 for _ in self._matching(namespace, filter, now))
+        return sum(1 for _ in self._matching(namespace, self._all_rows(namespace), filter, now))
 
     def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
-        return self._remove(namespace, [row for row, _ in self._matching(namespace, filter, now)], now)
+        found = self._matching(namespace, self._all_rows(namespace), filter, now)
+        return self.delete(namespace, [seen.key for seen in found], now)
 
     def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
         del namespace, query, now, extra  # there is one way to go about everything
@@ -174,8 +202,9 @@ class View:
         if len(self.indexes()) >= MAX_INDEXES:
             raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
         if index.is_unique:
+            self._purge_all(now)  # a value has one owner in the index, which must be none that has expired
             for name in sorted(self._holding()) if index.namespace is None else (index.namespace,):
-                keys = duplicates(index, name, self._all_rows(name), lambda row: is_live(row, now))
+                keys = duplicates(index, name, self._all_rows(name))
                 if keys:
                     shown = ", ".join(map(repr, keys[:3]))
                     fields = ", ".join(str(key.path) for key in index.fields)
@@ -237,12 +266,13 @@ class View:
         except UniqueIndexError:
             if before is not None:
                 self._changes = before
+                self._state.put_back()
             raise
 
     def _put_one(self, namespace: str, new: PutRow, now: int) -> int:
         row = self._new_row(namespace, new, now)
         if self._refusal(namespace, row) is not None:
-            self.purge(now, self._state.size() + 1)  # what has expired, but is still there, is in nobody's way
+            self._purge_all(now)  # what has expired, but is still there, is in nobody's way
             row = self._new_row(namespace, new, now)
             refusal = self._refusal(namespace, row)
             if refusal is not None:
@@ -307,6 +337,9 @@ class View:
                 self._remove(namespace, [row], now)
                 removed += 1
         return removed
+
+    def _purge_all(self, now: int) -> None:
+        self.purge(now, self._state.size() + 1)
 
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
         self._check_open()

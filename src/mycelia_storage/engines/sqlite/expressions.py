@@ -43,6 +43,8 @@ _NOWHERE: Final[Mapping[Path, bool]] = {}
 # So many of the strings in an array or object.
 _SEARCHED: Final = 3
 
+_SHORT: Final = 100_000
+
 EQUAL_FUNCTION: Final = "mycelia_equal"
 AMONG_FUNCTION: Final = "mycelia_among"
 
@@ -64,8 +66,13 @@ def _among(*texts: Any) -> bool:
     return any(equal(value, other) for other in _operand(others))
 
 
-@functools.lru_cache(maxsize=64)
 def _operand(text: str) -> Any:
+    # The same for every entry that is looked at. A long one costs less to read than to keep.
+    return _short_operand(text) if len(text) < _SHORT else orjson.loads(text)
+
+
+@functools.lru_cache(maxsize=64)
+def _short_operand(text: str) -> Any:
     return orjson.loads(text)
 
 
@@ -164,7 +171,7 @@ class FieldSQL:
         return self.V if indexed else self.value
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def field_sql(path: Path) -> FieldSQL:
     """The expressions of a path in a query."""
     return FieldSQL(path)

@@ -181,6 +181,9 @@ def verify(connection: apsw.Connection, path: str) -> int:
     Raises SchemaVersionError for a newer file, NotAStorageFileError for one that is not ours, StorageCorruptError for
     one of ours whose tables are not as they should be.
     """
+    if connection.pragma("encoding") != "UTF-8":
+        # SQLite would compare texts by their bytes in UTF-16, which is no order of code points.
+        raise NotAStorageFileError(f"{path}: this database keeps its texts in UTF-16: copy it into one in UTF-8")
     found = _objects(connection)
     ours = connection.pragma("application_id") == APPLICATION_ID
     if not found and not ours:
