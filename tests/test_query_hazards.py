@@ -123,7 +123,7 @@ def test_as_many_arrays_as_operands_are_allowed(any_store: Storage, indexed: boo
 
 def test_a_scan_with_a_prefix_takes_the_largest_filters(any_store: Storage) -> None:
     any_store.set_many({f"k{number}": {"x": number} for number in range(3)})
-    wide = Or([number == X for number in range(1000)])
+    wide = Or([X.eq(number) for number in range(1000)])
     deep = X == 1
     for _ in range(99):
         deep = ~deep
