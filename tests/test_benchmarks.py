@@ -176,3 +176,35 @@ def test_importing_is_measured(tmp_path: Path) -> None:
     assert (small["documents"], large["documents"]) == (50, 400)
     assert small["peak_mb"] > 0
     assert large["peak_mb"] > 0
+
+
+def test_threads_and_processes_are_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--threads", "0.05", "--rounds", "1", "--dir", str(tmp_path), "--json", str(figures))
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    threads = measured["threads"]
+    assert sorted(threads["writes"]) == ["FULL", "NORMAL"]
+    for by_subject in threads["writes"].values():
+        assert list(by_subject["sqlite"]) == ["1", "16", "64"]
+        assert all(rounds[0] > 0 for rounds in by_subject["sqlite"].values())
+    assert threads["turns"]["sqlite"][0]["changes_per_second"] > 0
+    judged = [verdict["what"] for verdict in measured["targets"]]
+    assert len(judged) == 6
+    for what in judged:
+        assert what in done.stdout
+    assert "operations" not in measured
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"
+
+
+def test_tasks_are_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--async", "400", "--rounds", "1", "--dir", str(tmp_path), "--json", str(figures))
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    lines = ["set, 256 tasks", "set at FULL, 256 tasks", "set, one task", "get, 256 tasks", "get_many(100), one task"]
+    assert sorted(measured["async"]) == sorted(lines)
+    for by_subject in measured["async"].values():
+        assert {"raw", "sqlite", "a hop a call"} <= by_subject.keys()
+        assert all(one["microseconds"] > 0 for one in by_subject.values())
+    for line in lines:
+        assert f"{line} vs raw" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
-from mycelia_storage import Storage, open_storage
+from mycelia_storage import Storage, Transaction, TransactionError, open_storage, transaction
 from mycelia_storage.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -75,3 +77,43 @@ def test_the_last_millisecond_counts(target: Any) -> None:
         clock.advance(0.001)
         assert store.get("a") is None
         assert store.add("a", 2)
+
+
+def rows_kept(store: Storage, target: Any) -> int:
+    if target == "memory:":
+        return int(store.get_status().details["rows"])
+    connection = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return int(connection.execute("SELECT count(*) FROM storage_entries").get)
+    finally:
+        connection.close()
+
+
+def test_what_has_expired_is_removed_though_nobody_writes(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "CLEAN_UP_EVERY", 0.005)
+    clock = FakeClock()
+    with open_storage(target, clock=clock) as store:
+        store.set_many({f"{number:04}": number for number in range(2500)}, ttl=1)
+        store.set("stays", 1)
+        assert rows_kept(store, target) == 2501
+        clock.advance(1)
+        deadline = time.monotonic() + 30
+        while rows_kept(store, target) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert store.list_keys() == ["stays"]
+
+
+def read_for_ever(tx: Transaction) -> None:
+    while True:
+        tx.get("a")
+
+
+def test_a_clean_up_does_not_keep_transactions_from_being_ended(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "CLEAN_UP_EVERY", 0.005)
+    clock = FakeClock()
+    with open_storage(target, clock=clock) as store:
+        store.set("a", 1, ttl=1)
+        clock.advance(1)
+        with pytest.raises(TransactionError, match="max_duration"), store.transaction(max_duration=0.1) as tx:
+            read_for_ever(tx)

@@ -31,8 +31,8 @@ def interrupt_at(store: Storage, word: str) -> apsw.Connection:
         if word in event["sql"]:
             _thread.interrupt_main()
 
-    engine.writer.trace_v2(apsw.SQLITE_TRACE_STMT, interrupt)
-    return engine.writer
+    engine.writer.connection.trace_v2(apsw.SQLITE_TRACE_STMT, interrupt)
+    return engine.writer.connection
 
 
 @pytest.mark.parametrize("word", ["BEGIN", "COMMIT", "INSERT", "SAVEPOINT"])
@@ -137,7 +137,7 @@ def test_an_error_of_the_engine_in_a_nested_transaction_is_the_one_that_is_seen(
     with open_storage(tmp_path / "store.db") as store:
         engine = store._engine
         assert isinstance(engine, SQLiteEngine)
-        engine.writer.execute("PRAGMA max_page_count=12")
+        engine.writer.connection.execute("PRAGMA max_page_count=12")
 
         def work() -> None:
             with store.transaction() as tx, tx.transaction() as inner:

@@ -19,6 +19,7 @@ import pytest
 import mycelia_storage
 from mycelia_storage import (
     BatchError,
+    ContractError,
     InvalidValueError,
     LoadReport,
     Namespace,
@@ -55,10 +56,10 @@ add_many(items, *, metadata=None, ttl=None, durable=None)
 delete_many(keys, *, durable=None)
 load(items, *, batch_size=1000, on_error='stop', progress=None)
 list_keys(*, pattern=None, prefix=None, start_after=None, limit=None, offset=0, reverse=False)
-query(filter=None, *, sort=None, limit=None, offset=0, cursor=None)
+query(filter=None, *, sort=None, limit=None, offset=0, cursor=None, timeout=None)
 pages(filter=None, *, sort=None, page_size=100)
 scan(filter=None, *, prefix=None, batch_size=500)
-count(filter=None, *)
+count(filter=None, *, timeout=None)
 delete_where(filter, *, durable=None)
 explain(filter=None, *, sort=None, limit=None)
 create_index(*fields, unique=False, name=None)
@@ -75,7 +76,7 @@ list_indexes(*, namespace=None)
 clear_all()
 """
 STORE_VERBS = """
-transaction(*, read_only=False, isolation=None, durable=None, wait=None)
+transaction(*, read_only=False, isolation=None, durable=None, wait=None, max_duration=None)
 run_transaction(function, *, attempts=50, deadline=30.0, isolation=None, durable=None)
 get_status()
 check()
@@ -169,6 +170,7 @@ def all_errors() -> list[StorageError]:
     classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, StorageError)]
     made = [found(f"about {found.__name__}") for found in classes]
     made.append(VersionConflictError("conflict", 3, 5))
+    made.append(ContractError("contract", {"get": "missing"}))
     made.append(BatchError("batch", {"key": InvalidValueError("bad")}, LoadReport(1, 1, ())))
     for error in made:
         error.add_note("a note")
@@ -181,7 +183,7 @@ def test_an_error_survives_pickling_and_copying(error: StorageError) -> None:
         assert type(twin) is type(error)
         assert str(twin) == str(error) == error.args[0]
         assert twin.__notes__ == ["a note"]
-        for name in ("expected", "actual", "report"):
+        for name in ("expected", "actual", "report", "problems"):
             assert getattr(twin, name, None) == getattr(error, name, None)
         if isinstance(error, BatchError):
             assert isinstance(twin, BatchError)
@@ -221,7 +223,16 @@ def test_failed_syncs_are_unknown_outcomes_only_where_a_commit_hangs_on_them() -
 
 
 def test_type_hints_of_public_values_resolve() -> None:
-    for name in ("CheckReport", "Entry", "LoadProblem", "LoadReport", "NamespaceInfo", "Put", "Status"):
+    for name in (
+        "CheckReport",
+        "Entry",
+        "LoadProblem",
+        "LoadReport",
+        "NamespaceInfo",
+        "Put",
+        "Status",
+        "StorageResult",
+    ):
         assert typing.get_type_hints(getattr(mycelia_storage, name))
 
 

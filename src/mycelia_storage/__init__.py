@@ -3,6 +3,7 @@
 One contract on SQLite and in memory: `open_storage` is where to begin.
 """
 
+from mycelia_storage.aio import AsyncNamespace, AsyncScan, AsyncStorage, AsyncTransaction, open_async_storage
 from mycelia_storage.arguments import KEEP, MISSING
 from mycelia_storage.entries import (
     CheckReport,
@@ -19,6 +20,7 @@ from mycelia_storage.errors import (
     BatchError,
     CapacityError,
     ConfigError,
+    ContractError,
     IndexExistsError,
     IndexNotFoundError,
     InvalidFilterError,
@@ -47,6 +49,9 @@ from mycelia_storage.errors import (
     ValueTypeError,
     VersionConflictError,
 )
+from mycelia_storage.facet import StorageFacet
+from mycelia_storage.facet_contract import enforce_contract
+from mycelia_storage.facet_result import StorageResult
 from mycelia_storage.filters import Field, Filter
 from mycelia_storage.keys import escape_pattern
 from mycelia_storage.namespace import Namespace
@@ -62,10 +67,15 @@ __version__ = "0.1.0"
 __all__ = [
     "KEEP",
     "MISSING",
+    "AsyncNamespace",
+    "AsyncScan",
+    "AsyncStorage",
+    "AsyncTransaction",
     "BatchError",
     "CapacityError",
     "CheckReport",
     "ConfigError",
+    "ContractError",
     "Entry",
     "Field",
     "Filter",
@@ -98,11 +108,13 @@ __all__ = [
     "StorageClosedError",
     "StorageCorruptError",
     "StorageError",
+    "StorageFacet",
     "StorageFullError",
     "StorageIOError",
     "StorageOptions",
     "StorageQuery",
     "StorageReadOnlyError",
+    "StorageResult",
     "StorageTimeoutError",
     "Transaction",
     "TransactionConflictError",
@@ -110,9 +122,11 @@ __all__ = [
     "UniqueIndexError",
     "ValueTypeError",
     "VersionConflictError",
+    "enforce_contract",
     "escape_pattern",
     "field",
     "match",
+    "open_async_storage",
     "open_storage",
     "path",
 ]

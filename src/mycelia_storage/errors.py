@@ -18,6 +18,7 @@ StorageError                      .code  .retryable  __cause__ = the driver's er
 ├── ValueTypeError                a stored document does not fit the view's type
 ├── BatchError                    .errors  .report
 ├── CapacityError
+├── ContractError                 .problems
 ├── TransactionError              unknown, finished, expired, misused
 ├── TransactionConflictError      retryable
 ├── StorageBusyError              retryable
@@ -199,6 +200,19 @@ class CapacityError(StorageError):
     """A limit on how much the store may hold is reached. Nothing was written."""
 
     code = "capacity"
+
+
+class ContractError(StorageError):
+    """An object does not keep the kernel's storage contract. `problems` says of each member what is wrong with it."""
+
+    code = "contract"
+
+    def __init__(self, message: str, problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems: dict[str, str] = dict(problems or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.problems), _notes(self)
 
 
 class TransactionError(StorageError):

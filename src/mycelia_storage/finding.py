@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from mycelia_storage.advice import make_plan
 from mycelia_storage.arguments import check_whole
 from mycelia_storage.codec import decode_object, encode_object
+from mycelia_storage.engines.limits import limited
 from mycelia_storage.entries import IndexInfo, NamespaceInfo, Plan, to_datetime
 from mycelia_storage.errors import (
     IndexNotFoundError,
@@ -29,6 +30,7 @@ from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import timedelta
 
     from typing_extensions import TypeForm
 
@@ -58,9 +60,15 @@ class Finding:
         """The time in µs since 1970; one and the same throughout a transaction."""
         raise NotImplementedError
 
-    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
-        """Run several primitives as one. `step` takes them and the time, and may be run again after a conflict."""
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None, alone: bool = False) -> R:
+        """Run several primitives as one. `step` takes them and the time, and may be run again after a conflict.
+
+        With `alone` it shares its commit with nobody: for what takes long, or runs what callers have given.
+        """
         raise NotImplementedError
+
+    def _expiring(self) -> None:
+        """Something was written that expires."""
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         """Where a scan reads, how it ends, and its time."""
@@ -100,19 +108,22 @@ class Finding:
         limit: int | None = None,
         offset: int = 0,
         cursor: str | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Page[Any]:
         """The entries that a filter matches, in the order of `sort` (without it, of their keys).
 
         A page with a `limit` has a `cursor` while there is more: given back with the same filter and sort it goes on
         behind the last entry, exactly, whatever was written meanwhile. `offset` counts from the start instead.
 
-        Raises InvalidFilterError for a filter, sort or cursor that is wrong, naming the place.
+        Raises InvalidFilterError for a filter, sort or cursor that is wrong, naming the place; StorageTimeoutError
+        after `timeout` seconds (None: no limit).
         """
         namespace = check_namespace(namespace)
         wanted = read_query(filter, sort=sort, limit=limit, offset=offset)
         rows, now = self._reading(), self._now()
-        self._advise(rows, namespace, wanted, now)
-        return find_page(rows, namespace, wanted, cursor, now)
+        with limited(timeout):
+            self._advise(rows, namespace, wanted, now)
+            return find_page(rows, namespace, wanted, cursor, now)
 
     def pages(
         self,
@@ -165,15 +176,25 @@ class Finding:
         rows, end, now = self._start_scan()
         return Scan(rows, end, namespace, span, now, size, wanted)
 
-    def count(self, filter: Filterable | StorageQuery | None = None, *, namespace: str = DEFAULT_NAMESPACE) -> int:
-        """How many entries a namespace holds, or how many of them a filter matches."""
+    def count(
+        self,
+        filter: Filterable | StorageQuery | None = None,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        timeout: float | timedelta | None = None,
+    ) -> int:
+        """How many entries a namespace holds, or how many of them a filter matches.
+
+        Raises StorageTimeoutError after `timeout` seconds (None: no limit).
+        """
         namespace = check_namespace(namespace)
-        if filter is None:
-            return self._reading().count(namespace, self._now())
-        wanted = read_condition(filter, "count")
-        rows, now = self._reading(), self._now()
-        self._advise(rows, namespace, StorageQuery(wanted), now)
-        return rows.count_matching(namespace, wanted, now)
+        with limited(timeout):
+            if filter is None:
+                return self._reading().count(namespace, self._now())
+            wanted = read_condition(filter, "count")
+            rows, now = self._reading(), self._now()
+            self._advise(rows, namespace, StorageQuery(wanted), now)
+            return rows.count_matching(namespace, wanted, now)
 
     def delete_where(
         self,
@@ -226,12 +247,12 @@ class Finding:
         def step(rows: Primitives, now: int) -> str:
             return make_index(rows, index, named=name is not None, now=now)
 
-        return self._together(step)
+        return self._together(step, alone=True)
 
     def drop_index(self, name: str) -> None:
         """Remove an index. Raises IndexNotFoundError."""
         checked = check_index_name(name)
-        if not self._together(lambda rows, _: rows.drop_index(checked)):
+        if not self._together(lambda rows, _: rows.drop_index(checked), alone=True):
             raise IndexNotFoundError(f"there is no index {checked!r}")
 
     def list_indexes(self, *, namespace: str | None = None) -> list[IndexInfo]:
@@ -287,7 +308,7 @@ class Finding:
                 if index.namespace == name:
                     rows.drop_index(index.name)
 
-        self._together(step)
+        self._together(step, alone=True)
 
     def list_namespaces(self, *, prefix: str | None = None) -> list[str]:
         """The names of all namespaces that are registered or hold entries, in order."""

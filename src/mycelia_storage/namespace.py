@@ -6,6 +6,7 @@ only thing added here is the type of the values.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import (
@@ -87,7 +88,9 @@ class Namespace(Generic[T]):
 
     def within(self, verbs: Verbs) -> Namespace[T]:
         """The same view inside a transaction; `tx.namespace(view)` is the same."""
-        return Namespace(verbs, self.name, self._type)
+        view = copy.copy(self)  # whose type has been checked already
+        view._verbs = verbs
+        return view
 
     # ---- a mapping
 
@@ -446,9 +449,12 @@ class Namespace(Generic[T]):
         limit: int | None = None,
         offset: int = 0,
         cursor: str | None = None,
+        timeout: float | timedelta | None = None,
     ) -> Page[T]:
         """As `Storage.query`."""
-        page = self._verbs.query(filter, namespace=self.name, sort=sort, limit=limit, offset=offset, cursor=cursor)
+        page = self._verbs.query(
+            filter, namespace=self.name, sort=sort, limit=limit, offset=offset, cursor=cursor, timeout=timeout
+        )
         return self._typed_page(page)
 
     def pages(
@@ -472,9 +478,11 @@ class Namespace(Generic[T]):
         scan = self._verbs.scan(filter, namespace=self.name, prefix=prefix, batch_size=batch_size)
         return cast("Scan[T]", scan.converted(self._typed_entry) if self._is_typed else scan)
 
-    def count(self, filter: Filterable | StorageQuery | None = None) -> int:
+    def count(
+        self, filter: Filterable | StorageQuery | None = None, *, timeout: float | timedelta | None = None
+    ) -> int:
         """As `Storage.count`."""
-        return self._verbs.count(filter, namespace=self.name)
+        return self._verbs.count(filter, namespace=self.name, timeout=timeout)
 
     def delete_where(self, filter: Filterable | StorageQuery, *, durable: bool | None = None) -> int:
         """As `Storage.delete_where`."""

@@ -40,6 +40,7 @@ class StorageOptions(TypedDict, total=False):
     max_readers: int
     prepare_cache_size: int
     max_value_bytes: int
+    transaction_timeout: float | timedelta
     read_only: bool
     debug: bool
     clock: Callable[[], float]
@@ -58,13 +59,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     max_readers: int = 4
     prepare_cache_size: int = 100
     max_value_bytes: int = 64 * 1024 * 1024
+    transaction_timeout: float = 30.0
     read_only: bool = False
     debug: bool = False
     clock: Callable[[], float] = time.time
     capacity: int | None = None
 
 
-_DURATIONS: Final = ("busy_timeout",)
+_DURATIONS: Final = ("busy_timeout", "transaction_timeout")
 _ONLY_IN_MEMORY: Final = ("capacity",)
 _NAMES: Final = tuple(StorageOptions.__annotations__)
 
@@ -257,6 +259,13 @@ def _seconds(name: str, value: object) -> float:
     return float(seconds)
 
 
+def _seconds_above_zero(name: str, value: object) -> float:
+    seconds = _seconds(name, value)
+    if not seconds:
+        raise ConfigError(f"{name}: more than 0 seconds are needed")
+    return seconds
+
+
 def _synchronous(name: str, value: object) -> str:
     if not isinstance(value, str) or value.upper() not in SYNCHRONOUS:
         raise ConfigError(f"{name}: {_text(value)} is none of {', '.join(SYNCHRONOUS)}")
@@ -279,6 +288,7 @@ _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "max_readers": _whole(1, 1000),
     "prepare_cache_size": _whole(0, 10_000),
     "max_value_bytes": _whole(1, 1_000_000_000),
+    "transaction_timeout": _seconds_above_zero,
     "read_only": _bool,
     "debug": _bool,
     "clock": _clock,

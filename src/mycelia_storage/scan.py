@@ -51,6 +51,7 @@ class Scan(Generic[T]):
         self._batch: list[Entry[Any]] = []
         self._is_last = False
         self._end = weakref.finalize(self, end)
+        self._end.atexit = False  # another thread may be reading
 
     def __iter__(self) -> Self:
         return self

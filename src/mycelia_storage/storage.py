@@ -6,6 +6,7 @@ the few methods at the end of the class.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from mycelia_storage.arguments import check_duration, check_whole
 from mycelia_storage.codec import problem_of_text
+from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.memory import MemoryEngine
 from mycelia_storage.engines.sqlite import SQLiteEngine
 from mycelia_storage.entries import CheckReport, Status
@@ -26,17 +28,19 @@ from mycelia_storage.errors import (
 )
 from mycelia_storage.keys import KeyRange, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
-from mycelia_storage.transaction import Home, Transaction
+from mycelia_storage.transaction import Home, Owner, Transaction
 from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from datetime import timedelta
     from os import PathLike
     from types import TracebackType
 
     from mycelia_storage.engines.engine import Engine, Isolation, Primitives, Row, Snapshot
     from mycelia_storage.query import StorageQuery
+    from mycelia_storage.sharing import Call
 
 R = TypeVar("R")
 
@@ -82,6 +86,7 @@ class Storage(Verbs):
     def __init__(self, engine: Engine, options: Options) -> None:
         """Users call `open_storage`."""
         self._engine = engine
+        self._options = options
         self._auto = engine.auto
         self._home = Home(engine, options)
         self._inside = self._home.inside
@@ -110,16 +115,42 @@ class Storage(Verbs):
         read_only: bool = False,
         isolation: Isolation | None = None,
         durable: bool | None = None,
-        wait: float | None = None,
+        wait: float | timedelta | None = None,
+        max_duration: float | timedelta | None = None,
     ) -> AbstractContextManager[Transaction]:
         """Several verbs as one step, in a with block that gives a `Transaction` with the same verbs.
 
         Leaving the block commits, an exception rolls back. A writing transaction has the write lock from its start,
         so what it has read stays true; it waits for the lock `wait` seconds at most (default: `busy_timeout`), then
-        StorageBusyError. `read_only=True` reads one state and hinders nobody. `isolation` is the least isolation
-        wanted; SQLite and memory are always serializable. Inside the block, use the transaction and not the store.
+        StorageBusyError. After `max_duration` seconds it is rolled back, and whatever uses it then gets a
+        TransactionError. `durable=True` makes its commit survive a power cut. `read_only=True` reads one state and
+        hinders nobody. `isolation` is the least isolation wanted; SQLite and memory are always serializable. Inside the
+        block, use the transaction and not the store.
         """
-        return Transaction(self._home, read_only=read_only, isolation=isolation, durable=durable, wait=wait)
+        return self._transaction(
+            read_only=read_only, isolation=isolation, durable=durable, wait=wait, max_duration=max_duration
+        )
+
+    def _transaction(
+        self,
+        *,
+        owner: Owner = "calling",
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+        wait: float | timedelta | None = None,
+        max_duration: float | timedelta | None = None,
+    ) -> Transaction:
+        """`transaction`, for somebody else than the calling thread or task."""
+        return Transaction(
+            self._home,
+            read_only=read_only,
+            isolation=isolation,
+            durable=durable,
+            wait=wait,
+            max_duration=max_duration,
+            owner=owner,
+        )
 
     def run_transaction(
         self,
@@ -218,7 +249,7 @@ class Storage(Verbs):
 
     def close(self) -> None:
         """Release everything. Open transactions are rolled back; a second close does nothing."""
-        self._home.is_closed = True
+        self._home.close()
         self._engine.close()
 
     # ---- what the verbs run on
@@ -243,9 +274,18 @@ class Storage(Verbs):
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)
 
-    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None, alone: bool = False) -> R:
         self._writing()
-        session = self._engine.begin(durable=self._home.check_durable(durable), wait=None)
+        is_durable = self._home.check_durable(durable)
+        if alone:
+            return self._alone(step, is_durable)
+        member = Member(step, durable=is_durable)
+        self._engine.share((member,))
+        return member.outcome()  # type: ignore[no-any-return]
+
+    def _alone(self, step: Callable[[Primitives, int], R], durable: bool) -> R:
+        """A transaction of its own, where the step may run what callers have given: they must not use the store."""
+        session = self._engine.begin(durable=durable, wait=None)
         who = self._home.enter()
         try:
             result = step(session, self._now())
@@ -254,6 +294,25 @@ class Storage(Verbs):
             self._home.leave(who)
             session.rollback()
         return result
+
+    def _share(self, calls: Sequence[Call], wait: float | None = None) -> None:
+        """Run every call in one shared commit, in order; afterwards each has its result or its error.
+
+        For somebody who has collected writes of several callers, and waits `wait` seconds for the lock at most (None:
+        `busy_timeout`).
+        """
+        try:
+            self._writing()
+        except StorageError as error:
+            for call in calls:
+                call.done(error=copy.copy(error))
+            return
+        for call in calls:
+            call.home = self._home
+        self._engine.share(calls, wait)
+
+    def _expiring(self) -> None:
+        self._home.expect_expiry()
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         engine, now = self._home.engine(), self._now()

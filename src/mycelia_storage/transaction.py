@@ -6,26 +6,36 @@ Called by `Storage.transaction` and `Storage.run_transaction`.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast, get_args, overload
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args, overload
 
 from mycelia_storage.advice import Advisor
 from mycelia_storage.arguments import check_duration
+from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import Isolation, Primitives
+from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import (
     ConfigError,
     InvalidValueError,
     StorageClosedError,
+    StorageError,
     StorageReadOnlyError,
+    StorageTimeoutError,
     TransactionError,
 )
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.verbs import Verbs
+from mycelia_storage.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from datetime import timedelta
     from types import TracebackType
 
     from typing_extensions import TypeForm
@@ -38,8 +48,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ISOLATIONS = get_args(Isolation)
+LOG: Final = logging.getLogger("mycelia_storage")
+# Every so many seconds expired entries are removed, so many at once; more of them soon after.
+CLEAN_UP_EVERY = 60.0
+_CLEANED_AT_ONCE: Final = 1000
+_AT_ONCE: Final = 0.05
 # A thread and a task: objects of their own, because the numbers of those that ended are used again.
 Caller: TypeAlias = tuple[object, object]
+# Whose transaction it is: of who enters it, of nobody (it is known by an id), or of a caller named beforehand.
+Owner: TypeAlias = Caller | Literal["calling", "nobody"]
 _of_thread = threading.local()
 
 
@@ -54,7 +71,43 @@ class Home:
         self._can_be_durable = options.synchronous != "OFF"
         self.inside: set[Caller] = set()
         self.is_closed = False
+        self.watchdog = Watchdog()
         self.advisor = Advisor()
+        self._cleans_up = False
+        forking.register(self)
+
+    def expect_expiry(self) -> None:
+        """Something was written that expires: from now on what has expired is removed now and then."""
+        if not self._cleans_up:
+            self._cleans_up = True
+            self.watchdog.watch(CLEAN_UP_EVERY, self.clean_up)
+
+    def clean_up(self) -> bool:
+        """Remove some of what has expired, unless somebody writes just now. (What is left is invisible anyway.)"""
+        removed = 0
+        try:
+            session = self._engine.begin(wait=0)
+            try:
+                removed = session.purge(self.now(), _CLEANED_AT_ONCE)
+                session.commit()
+            finally:
+                session.rollback()
+        except StorageError as error:
+            LOG.debug("expired entries are removed later: %s", error)
+        if not self.is_closed:
+            self.watchdog.watch(_AT_ONCE if removed == _CLEANED_AT_ONCE else CLEAN_UP_EVERY, self.clean_up)
+        return True
+
+    def before_fork(self) -> bool:
+        """There is nothing to close."""
+        return True
+
+    def after_fork(self, *, in_child: bool, is_ready: bool) -> None:
+        """The child is inside no transaction."""
+        del is_ready
+        if in_child:
+            self.inside.clear()
+            self._cleans_up = False
 
     def engine(self) -> Engine:
         """The engine, for a caller who may use the store now."""
@@ -76,19 +129,27 @@ class Home:
         """The time in µs since 1970, by the store's clock."""
         return round(self._clock() * 1_000_000)
 
-    def enter(self) -> Caller:
-        """Note that the calling thread or task is inside a write transaction."""
-        who = _caller()
+    def close(self) -> None:
+        """Nothing is begun any more."""
+        self.is_closed = True
+        self.watchdog.close()
+
+    def enter(self, owner: Owner = "calling") -> Caller | None:
+        """Note that somebody is inside a write transaction."""
+        if owner == "nobody":
+            return None
+        who = calling() if owner == "calling" else owner
         self.inside.add(who)
         return who
 
-    def leave(self, who: Caller) -> None:
+    def leave(self, who: Caller | None) -> None:
         """Note that it no longer is."""
-        self.inside.discard(who)
+        if who is not None:
+            self.inside.discard(who)
 
     def refuse_inside(self) -> None:
         """Raise TransactionError where the caller is inside a write transaction."""
-        if _caller() in self.inside:
+        if calling() in self.inside:
             raise TransactionError(
                 "this thread is inside a write transaction of this store, where the store itself would wait for it or "
                 "read what is old: use the transaction (tx) that the with block gave"
@@ -98,9 +159,11 @@ class Home:
 class _OneAtATime:
     """The primitives of a session, refusing a second thread while a call is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: Limit | None) -> None:
         self.session: Session | None = None
         self.lock = threading.RLock()
+        self.limit = limit
+        self.why_late: str | None = None  # set when the time of the transaction is over
 
     def __enter__(self) -> None:
         if not self.lock.acquire(blocking=False):
@@ -113,7 +176,15 @@ class _OneAtATime:
 def _one_at_a_time(name: str) -> Callable[..., Any]:
     def call(self: _OneAtATime, *args: Any, **options: Any) -> Any:
         with self:
-            return getattr(self.session, name)(*args, **options)
+            if self.limit is None:
+                return getattr(self.session, name)(*args, **options)
+            try:
+                with self.limit:
+                    return getattr(self.session, name)(*args, **options)
+            except StorageTimeoutError as error:
+                if self.why_late is None:
+                    raise
+                raise TransactionError(self.why_late) from error
 
     return call
 
@@ -137,7 +208,9 @@ class Transaction(Verbs):
         read_only: bool = False,
         isolation: Isolation | None = None,
         durable: bool | None = None,
-        wait: float | None = None,
+        wait: float | timedelta | None = None,
+        max_duration: float | timedelta | None = None,
+        owner: Owner = "calling",
         outer: Transaction | None = None,
     ) -> None:
         if isolation is not None and isolation not in ISOLATIONS:
@@ -148,13 +221,17 @@ class Transaction(Verbs):
         self._isolation: Isolation | None = isolation
         self._durable = home.check_durable(durable)
         self._wait = None if wait is None else check_duration("wait", wait)
+        self._max_duration = None if max_duration is None else check_duration("max_duration", max_duration)
+        self._owner: Owner = owner
         self._outer = outer
         self._session: Session | None = None
-        self._alone: _OneAtATime = _OneAtATime() if outer is None else outer._alone
+        self._limit = None if max_duration is None else Limit()
+        self._alone: _OneAtATime = _OneAtATime(self._limit) if outer is None else outer._alone
         self._savepoint = 0
         self._caller: Caller | None = None
         self._time = 0
         self._was_entered = False
+        self._deadline = math.inf
 
     def __enter__(self) -> Self:
         if self._was_entered:
@@ -173,7 +250,10 @@ class Transaction(Verbs):
             try:
                 self._time = self._home.now()
                 if not self._is_read_only:
-                    self._caller = self._home.enter()
+                    self._caller = self._home.enter(self._owner)
+                if self._max_duration is not None:
+                    self._deadline = time.monotonic() + self._max_duration
+                    self._home.watchdog.watch(self._max_duration, self._expire)
             except BaseException:
                 self._session.rollback()
                 self._finish()
@@ -184,8 +264,12 @@ class Transaction(Verbs):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._alone.lock:  # a call that another thread has under way comes to its end first
+            if time.monotonic() >= self._deadline:
+                self._expire()
             if self._session is None or (self._outer is not None and not self._outer._is_open()):
                 self._finish()  # ended by rollback(), its own or that of the transaction around it
+                if error is None and self._outer is None and self._alone.why_late is not None:
+                    raise TransactionError(self._alone.why_late)
                 return
             if error is not None:
                 # Where an error of the engine has ended everything already, that error is the one to see.
@@ -250,7 +334,7 @@ class Transaction(Verbs):
 
     def _open_session(self) -> Session:
         session = self._session
-        if session is None:
+        if session is None or self._alone.why_late is not None:
             raise TransactionError(self._why_ended())
         if self._home.is_closed:
             raise StorageClosedError("the store is closed")
@@ -271,7 +355,8 @@ class Transaction(Verbs):
     def _now(self) -> int:
         return self._time
 
-    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None) -> R:
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None, alone: bool = False) -> R:
+        del alone
         self._writing()
         if durable:
             raise TransactionError("durable is given to transaction(), whose commit makes everything durable at once")
@@ -281,9 +366,31 @@ class Transaction(Verbs):
     def _advise(self, rows: Primitives, namespace: str, wanted: StorageQuery, now: int) -> None:
         self._home.advisor.look(rows, namespace, wanted, now)
 
+    def _expiring(self) -> None:
+        self._home.expect_expiry()
+
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         self._open_session()
         return self._reading, _nothing, self._time
+
+    def _expire(self) -> bool:
+        """Its time is over: roll back, unless a call is under way, which is stopped first."""
+        if self._session is None:
+            return True
+        self._alone.why_late = (
+            f"the transaction was rolled back: it took longer than its max_duration of {self._max_duration:g} s"
+        )
+        if not self._alone.lock.acquire(blocking=False):
+            if self._limit is not None:
+                self._limit.cancel()
+            return False
+        try:
+            if self._session is not None:
+                self._session.rollback()
+                self._finish()
+        finally:
+            self._alone.lock.release()
+        return True
 
     def _finish(self) -> None:
         self._session = None
@@ -292,23 +399,26 @@ class Transaction(Verbs):
             self._caller = None
 
     def _why_ended(self) -> str:
+        if self._alone.why_late is not None:
+            return self._alone.why_late
         if self._was_entered:
             return "the transaction has ended"
         return "the transaction has not begun: use it in a with block"
 
 
-def _caller() -> Caller:
+def calling() -> Caller:
     """Who is calling: the thread, and within an event loop the task."""
     try:
         thread: object = _of_thread.token
     except AttributeError:
         thread = _of_thread.token = object()
-    task: object = None
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         with contextlib.suppress(RuntimeError):  # no event loop runs in this thread
             task = asyncio.current_task()
-    return thread, task
+            # Weakly, so that a task that is never run again can be collected, which rolls its transaction back.
+            return thread, None if task is None else weakref.ref(task)
+    return thread, None
 
 
 def _nothing() -> None:

@@ -110,7 +110,7 @@ class Verbs(Finding):
                 raise KeyExistsError(f"the key {key!r} is already in namespace {namespace!r}")
             if expected is not None:
                 _expect(expected, _live(rows, namespace, key, now), namespace, key)
-            return _put(rows, namespace, (key, text, encoded, expiry(now, lasting)), now)
+            return self._put(rows, namespace, (key, text, encoded, expiry(now, lasting)), now)
 
         return self._together(step, durable=durable)
 
@@ -133,7 +133,7 @@ class Verbs(Finding):
         def step(rows: Primitives, now: int) -> bool:
             if _live(rows, namespace, key, now) is not None:
                 return False
-            _put(rows, namespace, (key, text, encoded, expiry(now, lasting)), now)
+            self._put(rows, namespace, (key, text, encoded, expiry(now, lasting)), now)
             return True
 
         return self._together(step, durable=durable)
@@ -169,7 +169,7 @@ class Verbs(Finding):
                 raise InvalidValueError(f"the function given to modify({key!r}) returned None: return the new value")
             return encode(value, self._max_value_bytes)
 
-        return self._change(namespace, key, change, lasting, expected, durable)
+        return self._change(namespace, key, change, lasting, expected, durable, alone=True)
 
     def merge(
         self,
@@ -244,7 +244,7 @@ class Verbs(Finding):
         def step(rows: Primitives, now: int) -> bool:
             row = _live(rows, namespace, key, now)
             if row is not None:
-                _put(rows, namespace, (key, row.value, None, expiry(now, lasting)), now)
+                self._put(rows, namespace, (key, row.value, None, expiry(now, lasting)), now)
             return row is not None
 
         return self._together(step)
@@ -324,7 +324,7 @@ class Verbs(Finding):
                 raise KeyNotFoundError(f"there is no key {key!r} in namespace {namespace!r}")
             old = decode_object(row.metadata, namespace, key) if merge else {}
             text = self._encode_metadata(old | new)
-            return _put(rows, namespace, (key, row.value, text, row.expires_at), now)
+            return self._put(rows, namespace, (key, row.value, text, row.expires_at), now)
 
         return self._together(step)
 
@@ -376,7 +376,7 @@ class Verbs(Finding):
             if not overwrite:
                 _refuse_existing(_live_keys(rows, namespace, list(batch), now), namespace)
             keys = sorted(batch)
-            versions = _put_batch(rows, namespace, batch, keys, now)
+            versions = self._put_batch(rows, namespace, batch, keys, now)
             written = dict(zip(keys, versions, strict=True))
             return {key: written[key] for key in batch}
 
@@ -398,7 +398,7 @@ class Verbs(Finding):
         def step(rows: Primitives, now: int) -> list[str]:
             there = set(_live_keys(rows, namespace, list(batch), now))
             added = [key for key in batch if key not in there]
-            _put_batch(rows, namespace, batch, sorted(added), now)
+            self._put_batch(rows, namespace, batch, sorted(added), now)
             return added
 
         return self._together(step, durable=durable)
@@ -433,7 +433,7 @@ class Verbs(Finding):
         self._writing()
 
         def write(batch: Batch) -> None:
-            self._together(lambda rows, now: _put_batch(rows, namespace, batch, sorted(batch), now))
+            self._together(lambda rows, now: self._put_batch(rows, namespace, batch, sorted(batch), now))
 
         loader = Loader(write, self._max_value_bytes, batch_size, on_error, progress)
         return loader.run(pairs(items))
@@ -457,7 +457,7 @@ class Verbs(Finding):
             row = _live(rows, namespace, key, now)
             if row is not None:
                 return row.value
-            _put(rows, namespace, (key, text, None, None), now)
+            self._put(rows, namespace, (key, text, None, None), now)
             return text
 
         return decode(self._together(step), namespace, key)
@@ -482,10 +482,10 @@ class Verbs(Finding):
             document, total = add(MISSING if row is None else decode(row.value, namespace, key))
             accept(document)
             expires_at = expiry(now, lasting) if row is None else row.expires_at
-            _put(rows, namespace, (key, encode(document, self._max_value_bytes), None, expires_at), now)
+            self._put(rows, namespace, (key, encode(document, self._max_value_bytes), None, expires_at), now)
             return total
 
-        return self._together(step, durable=durable)
+        return self._together(step, durable=durable, alone=accept is not _as_it_is)
 
     def _take(
         self, namespace: str, key: str, convert: Callable[[Entry[Any]], E], durable: bool | None = None
@@ -497,7 +497,7 @@ class Verbs(Finding):
             row = _live(rows, namespace, key, now)
             return None if row is None else _remove(rows, namespace, row, now, convert)
 
-        return self._together(step, durable=durable)
+        return self._together(step, durable=durable, alone=convert is not _as_it_is)
 
     def _take_first(self, namespace: str, convert: Callable[[Entry[Any]], E]) -> E:
         """Remove the first entry in key order and give it converted."""
@@ -508,9 +508,33 @@ class Verbs(Finding):
                 raise KeyNotFoundError(f"the namespace {namespace!r} is empty")
             return _remove(rows, namespace, found[0], now, convert)
 
-        return self._together(step)
+        return self._together(step, alone=True)
 
     # ---- what several verbs share
+
+    def _put(self, rows: Primitives, namespace: str, row: PutRow, now: int) -> int:
+        version = rows.put(namespace, (row,), now)[0]
+        if row[3] is not None:
+            rows.purge(now, _PURGED_ALONG)
+            self._expiring()
+        return version
+
+    def _put_batch(self, rows: Primitives, namespace: str, batch: Batch, keys: list[str], now: int) -> list[int]:
+        """Write these keys of a batch in the order given, which is key order; gives their versions."""
+        new: list[PutRow] = []
+        expiring = 0
+        for key in keys:
+            text, metadata, lasting = batch[key]
+            if lasting is None:
+                new.append((key, text, metadata, None))
+            else:
+                new.append((key, text, metadata, expiry(now, lasting)))
+                expiring += 1
+        versions = rows.put(namespace, new, now)
+        if expiring:
+            rows.purge(now, expiring + _PURGED_ALONG)
+            self._expiring()
+        return versions
 
     def _encode_metadata(self, metadata: object) -> str:
         return encode_object(metadata, self._max_value_bytes, what="metadata")
@@ -530,6 +554,8 @@ class Verbs(Finding):
         lasting: int | Keep | None,
         expected: int | None,
         durable: bool | None,
+        *,
+        alone: bool = False,
     ) -> Any:
         """Replace a value by what `change` makes of its text (None where there is none); gives the new value."""
 
@@ -542,10 +568,10 @@ class Verbs(Finding):
                 expires_at = None if row is None else row.expires_at
             else:
                 expires_at = expiry(now, lasting)
-            _put(rows, namespace, (key, text, None, expires_at), now)
+            self._put(rows, namespace, (key, text, None, expires_at), now)
             return text
 
-        return decode(self._together(step, durable=durable), namespace, key)
+        return decode(self._together(step, durable=durable, alone=alone), namespace, key)
 
 
 def _live(rows: Primitives, namespace: str, key: str, now: int) -> Row | None:
@@ -569,30 +595,6 @@ def _remove(rows: Primitives, namespace: str, row: Row, now: int, convert: Calla
 
 def _as_it_is(value: E) -> E:
     return value
-
-
-def _put(rows: Primitives, namespace: str, row: PutRow, now: int) -> int:
-    version = rows.put(namespace, (row,), now)[0]
-    if row[3] is not None:
-        rows.purge(now, _PURGED_ALONG)
-    return version
-
-
-def _put_batch(rows: Primitives, namespace: str, batch: Batch, keys: list[str], now: int) -> list[int]:
-    """Write these keys of a batch in the order given, which is key order; gives their versions."""
-    new: list[PutRow] = []
-    expiring = 0
-    for key in keys:
-        text, metadata, lasting = batch[key]
-        if lasting is None:
-            new.append((key, text, metadata, None))
-        else:
-            new.append((key, text, metadata, expiry(now, lasting)))
-            expiring += 1
-    versions = rows.put(namespace, new, now)
-    if expiring:
-        rows.purge(now, expiring + _PURGED_ALONG)
-    return versions
 
 
 def _expect(expected: int, row: Row | None, namespace: str, key: str) -> None:

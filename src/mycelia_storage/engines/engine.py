@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
@@ -83,6 +83,37 @@ class PlanRow(NamedTuple):
     sql: str
     indexes: tuple[str, ...]
     full_scan: bool
+
+
+class Member:
+    """A write that may share its commit with others: what it does, and afterwards what came of it.
+
+    `step` takes primitives inside a transaction and that transaction's time. It may be run again, after everything it
+    did was undone.
+    """
+
+    __slots__ = ("durable", "error", "is_done", "result", "step")
+
+    def __init__(self, step: Callable[[Primitives, int], Any], *, durable: bool = False) -> None:
+        self.step = step
+        self.durable = durable
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.is_done = False
+
+    def done(self, result: Any = None, error: BaseException | None = None) -> None:
+        """It is committed, or it has failed; nothing will be run again."""
+        self.result, self.error, self.is_done = result, error, True
+
+    def outcome(self) -> Any:
+        """The result; raises the error instead where there is one."""
+        error = self.error
+        if error is None:
+            return self.result
+        try:
+            raise error
+        finally:
+            del error  # the traceback would keep this frame, and the frame the error
 
 
 class Primitives(Protocol):
@@ -229,6 +260,14 @@ class Engine(Protocol):
         `wait` bounds the wait for the lock in seconds (None: the configured `busy_timeout`), then StorageBusyError.
         `durable` makes its commit survive a power cut. `isolation` is the least isolation wanted; an engine may give
         more.
+        """
+        ...
+
+    def share(self, members: Sequence[Member], wait: float | None = None) -> None:
+        """Run each member as if in a transaction of its own, in order, with as few commits as can be.
+
+        Returns when all of them are committed or have failed, each with its own result or error. One that fails leaves
+        nothing behind and harms no other.
         """
         ...
 

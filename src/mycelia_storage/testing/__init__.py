@@ -19,6 +19,10 @@ Run by this project's tests on its own engines, and by whoever writes another en
 that stands still above all. It has to pass them on. An engine that has no part of the contract (no transactions,
 say) takes the parts that it has one by one, as the bases of its test class, in place of `StorageContract`.
 
+`FacetContract` is the same for the kernel's contract: a subclass says how a facet is opened.
+
+`DrivenStorage` makes a store out of an `AsyncStorage`, whose awaited verbs the suite then calls.
+
 Two stores can also be held against each other by random sequences of all verbs: see `DifferentialMachine` in
 `mycelia_storage.testing.differential_verbs`, and `strategies` beside it. These need Hypothesis.
 
@@ -35,6 +39,8 @@ from mycelia_storage.testing.base import ContractBase, in_another_thread
 from mycelia_storage.testing.changing import ChangingContract
 from mycelia_storage.testing.clock import FakeClock
 from mycelia_storage.testing.compare import difference
+from mycelia_storage.testing.driving import DrivenStorage
+from mycelia_storage.testing.facet import FacetContract
 from mycelia_storage.testing.finding import ListKeysContract, ScanContract
 from mycelia_storage.testing.indexes import IndexContract, UniqueIndexContract
 from mycelia_storage.testing.many import LoadContract, ManyContract
@@ -59,8 +65,10 @@ __all__ = [
     "BadValue",
     "ChangingContract",
     "ContractBase",
+    "DrivenStorage",
     "ErrorsContract",
     "ExpiryContract",
+    "FacetContract",
     "FakeClock",
     "FilteringContract",
     "IndexContract",

@@ -13,6 +13,7 @@ PARTS: Final = (
     "changing",
     "differential",
     "differential_verbs",
+    "facet",
     "finding",
     "indexes",
     "many",

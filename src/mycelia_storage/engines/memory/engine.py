@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.line import Line
 from mycelia_storage.engines.memory.state import Changes, State
 from mycelia_storage.engines.memory.view import View
 from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from mycelia_storage.engines.engine import Primitives, Session, Snapshot
+    from mycelia_storage.engines.engine import Member, Primitives, Session, Snapshot
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
     from mycelia_storage.options import Options
@@ -61,6 +64,12 @@ class MemorySession(View):
             self._is_open = False
             self._state.put_back()
             self._engine.ended(self, read_only=self._read_only)
+
+    def abandon(self) -> None:
+        """For the child of a fork: forget a transaction that is the parent's."""
+        if self._is_open:
+            self._is_open = False
+            self._state.put_back()
 
     def savepoint(self) -> int:
         self._check_open()
@@ -182,12 +191,13 @@ class MemoryEngine:
         self.lock: AbstractContextManager[object] = threading.RLock()
         self._busy_timeout = options.busy_timeout
         self._clock = options.clock
-        self._write_lock = threading.Lock()
+        self._line = Line()
         self._state = State()
         self._sessions: weakref.WeakSet[MemorySession] = weakref.WeakSet()
         self._closed = False
         self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self._clock() * 1000))
         self.auto: Primitives = MemoryAuto(self, self._state)
+        forking.register(self)
 
     def begin(
         self,
@@ -202,13 +212,29 @@ class MemoryEngine:
         if read_only:
             return self._open_session(read_only=True)
         patience = self._busy_timeout if wait is None else wait
-        if not self._write_lock.acquire(blocking=False) and not self._write_lock.acquire(timeout=patience):
-            raise StorageBusyError(f"memory: another transaction held the write lock for {patience:g} s")
+        if not self._line.acquire(patience):
+            raise StorageBusyError(f"memory: other transactions held the write lock for {patience:g} s")
         try:
             return self._open_session(read_only=False)
         except BaseException:
-            self._write_lock.release()
+            self._line.release()
             raise
+
+    def share(self, members: Sequence[Member], wait: float | None = None) -> None:
+        """Each by itself: a commit costs nothing here. All together wait no longer than one would."""
+        deadline = time.monotonic() + (self._busy_timeout if wait is None else wait)
+        for member in members:
+            try:
+                session = self.begin(wait=max(0.0, deadline - time.monotonic()))
+                try:
+                    result = member.step(session, self.time(0))
+                    session.commit()
+                finally:
+                    session.rollback()
+            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
+                member.done(error=error)
+            else:
+                member.done(result)
 
     def snapshot(self) -> Snapshot:
         """The same as a transaction that reads."""
@@ -224,7 +250,7 @@ class MemoryEngine:
         """A session has ended."""
         self._sessions.discard(session)
         if not read_only:
-            self._write_lock.release()
+            self._line.release()
 
     def time(self, now: int) -> int:
         """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
@@ -256,6 +282,25 @@ class MemoryEngine:
         with self.lock:
             if to not in (None, SCHEMA_VERSION):
                 raise ConfigError(f"to: a store in memory has schema version {SCHEMA_VERSION}, and no other")
+
+    def before_fork(self) -> bool:
+        """Let nobody change anything while the memory is copied."""
+        self._held = self.lock
+        try:
+            self._held.__enter__()
+        except StorageClosedError:
+            return False
+        return True
+
+    def after_fork(self, *, in_child: bool, is_ready: bool) -> None:
+        """The child has a copy of what was committed; transactions of its parent's threads are not its own."""
+        if is_ready:
+            self._held.__exit__(None, None, None)
+        if in_child and not self._closed:
+            self.lock = threading.RLock()
+            self._line = Line()
+            for session in forking.all_of(self._sessions):
+                session.abandon()
 
     def close(self) -> None:
         """Forget everything."""

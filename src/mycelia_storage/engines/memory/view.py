@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
 from mycelia_storage.engines.memory.unique import candidate_of, claim_of, duplicates
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mycelia_storage.matching import Candidate, Position
 
 MAX_INDEXES: Final = 64
+_ROWS_BETWEEN_LOOKS: Final = 1000
 
 
 class View:
@@ -140,7 +142,9 @@ class View:
 
     def _matching(self, namespace: str, rows: Iterable[Row], filter: Filter, now: int) -> Iterator[Candidate]:
         test = compile_filter(filter)
-        for row in rows:
+        for number, row in enumerate(rows):
+            if not number % _ROWS_BETWEEN_LOOKS:
+                check_limit()
             if is_live(row, now):
                 candidate = candidate_of(namespace, row)
                 if test(candidate):

@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
+from mycelia_storage.engines.limits import is_limited, is_over
 from mycelia_storage.engines.sqlite.expressions import create_functions
 from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mycelia_storage.options import Options
 
 MINIMUM_SQLITE: Final = (3, 51, 3)
 SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
+
+# About some milliseconds of work.
+STEPS_BETWEEN_LOOKS: Final = 50_000
 
 # Beyond this the -wal is cut back after a checkpoint, whatever one big transaction made of it.
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
@@ -158,6 +164,22 @@ def plan_once(connection: apsw.Connection) -> None:
     plans has to set this on both connections.
     """
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+
+
+@contextlib.contextmanager
+def limited(connection: apsw.Connection) -> Iterator[None]:
+    """Stop statements of the block when the current thread's `Limit` is over.
+
+    Only where there is one: asking takes the interpreter lock, which other threads may keep for long.
+    """
+    if not is_limited():
+        yield
+        return
+    connection.set_progress_handler(is_over, STEPS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None)
 
 
 class _StatementLog:

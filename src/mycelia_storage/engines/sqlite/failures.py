@@ -9,6 +9,7 @@ from typing import Final
 
 import apsw
 
+from mycelia_storage.engines.limits import timeout_error
 from mycelia_storage.errors import (
     CapacityError,
     NotAStorageFileError,
@@ -20,7 +21,6 @@ from mycelia_storage.errors import (
     StorageFullError,
     StorageIOError,
     StorageReadOnlyError,
-    StorageTimeoutError,
 )
 
 # What a statement can raise: the driver's errors, and text in a damaged file that is no UTF-8.
@@ -43,7 +43,6 @@ _BY_EXTENDED_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
 _BY_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
     apsw.SQLITE_BUSY: (StorageBusyError, "another process holds the lock"),
     apsw.SQLITE_LOCKED: (StorageBusyError, "another connection holds the lock"),
-    apsw.SQLITE_INTERRUPT: (StorageTimeoutError, "the statement was stopped"),
     apsw.SQLITE_READONLY: (StorageReadOnlyError, "the file cannot be written"),
     apsw.SQLITE_IOERR: (StorageIOError, "the operating system refused a read or write"),
     apsw.SQLITE_CORRUPT: (StorageCorruptError, "the file is damaged"),
@@ -67,6 +66,8 @@ def to_storage_error(error: Exception, path: str, *, committing: bool = False) -
         return StorageCorruptError(f"{path}: a stored text is no UTF-8: the file is damaged")
     if isinstance(error, apsw.ConnectionClosedError):
         return StorageClosedError("the store is closed")
+    if isinstance(error, apsw.InterruptError):
+        return timeout_error()
     extended = extended_code(error)
     if committing and extended in _FAILED_SYNC:
         return OutcomeUnknownError(

@@ -27,7 +27,13 @@ import apsw
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.sqlite.connection import open_to_look, size_of
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
-from mycelia_storage.errors import NotAStorageFileError, SchemaVersionError, StorageCorruptError, StorageError
+from mycelia_storage.errors import (
+    NotAStorageFileError,
+    SchemaVersionError,
+    StorageBusyError,
+    StorageCorruptError,
+    StorageError,
+)
 from mycelia_storage.keys import check_key, check_namespace
 
 if TYPE_CHECKING:
@@ -150,6 +156,8 @@ _ALL_OF_1: Final = "SELECT namespace, key, value, metadata, created_at, updated_
 _NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
 _EXPIRING: Final = "SELECT namespace, key FROM storage_entries WHERE expires_at > ? ORDER BY namespace, key LIMIT 4"
 
+# So many seconds a file may look like no database, because another process creates or closes it.
+_LONGEST_MOVE: Final = 1.0
 _MAX_TIME: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _SHOWN_PROBLEMS: Final = 20
 _SHOWN_EXPIRING: Final = 3
@@ -158,21 +166,27 @@ _SHOWN_EXPIRING: Final = 3
 def recognise(path: str, patience: float) -> int:
     """The version of the file at `path` by its header and tables, 0 for one that is new. Changes nothing.
 
-    Raises NotAStorageFileError for what is no database or somebody else's. A version is only read here where the
-    header does not say that the file is ours; then it is `NEWEST`, and `verify` looks closer.
+    Raises NotAStorageFileError for what is no database or somebody else's, StorageBusyError where others kept it from
+    being read for `patience` seconds. A version is only read here where the header does not say that the file is ours;
+    then it is `NEWEST`, and `verify` looks closer.
     """
-    deadline = time.monotonic() + patience
+    started = time.monotonic()
     while True:
         try:
             return _recognise_once(path)
         except apsw.NotADBError:
             raise NotAStorageFileError(f"{path}: the file is no SQLite database") from None
+        except (apsw.BusyError, apsw.LockedError) as error:
+            # Another process reads its -wal for the first time, or is the last one to close it.
+            if time.monotonic() >= started + patience:
+                raise StorageBusyError(f"{path}: another process kept the file locked for {patience:g} s") from error
         except apsw.Error as error:
-            # Another process may be creating it just now, and the look fell between two of its writes.
-            if not size_of(path + "-journal") or time.monotonic() >= deadline:
+            # Another process may be creating or closing it just now, and the look fell between two of its writes.
+            is_moving = size_of(path + "-journal") or isinstance(error, apsw.CantOpenError | apsw.IOError)
+            if not is_moving or time.monotonic() >= started + min(patience, _LONGEST_MOVE):
                 message = f"{path}: the file cannot be read as a SQLite database ({type(error).__name__})"
                 raise NotAStorageFileError(message) from error
-            time.sleep(0.01)
+        time.sleep(0.01)
 
 
 def verify(connection: apsw.Connection, path: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import apsw
 import orjson
 
-from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.engine import IndexRow, Member, NamespaceRow, PlanRow, PutRow, Query, Row
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
@@ -22,9 +22,10 @@ from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
+    from mycelia_storage.engines.engine import Primitives
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
@@ -150,7 +151,7 @@ ORDER BY name"""
 
 
 # What a put can mend: a namespace that is not registered yet, and an expired entry in the way of a unique index.
-_MENDABLE: Final = (apsw.SQLITE_CONSTRAINT_NOTNULL, apsw.SQLITE_CONSTRAINT_UNIQUE)
+MENDABLE: Final = (apsw.SQLITE_CONSTRAINT_NOTNULL, apsw.SQLITE_CONSTRAINT_UNIQUE)
 
 
 class Lender(Protocol):
@@ -336,84 +337,97 @@ class Auto(Statements):
     def __init__(self, engine: SQLiteEngine) -> None:
         super().__init__(engine)
         self._engine = engine
-        self._idle = engine.idle_readers
 
     def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
+        readers = self._engine.readers
         try:
-            cursor = self._idle.get_nowait()
+            cursor = readers.idle.get_nowait() or readers.lend()
         except Empty:
-            cursor = self._engine.lend_reader()
+            cursor = readers.lend()
         try:
             found: tuple[str, int | None] | None = cursor.execute(VALUE, (namespace, key)).get
         except BaseException as error:
-            self._engine.discard_reader(cursor)
+            readers.discard(cursor)
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        self._idle.put(cursor)
+        readers.idle.put(cursor)
         return found
 
     def has(self, namespace: str, key: str, now: int) -> bool:
+        readers = self._engine.readers
         try:
-            cursor = self._idle.get_nowait()
+            cursor = readers.idle.get_nowait() or readers.lend()
         except Empty:
-            cursor = self._engine.lend_reader()
+            cursor = readers.lend()
         try:
             rows = cursor.execute(HAS, (namespace, key, now // 1000)).fetchall()
         except BaseException as error:
-            self._engine.discard_reader(cursor)
+            readers.discard(cursor)
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        self._idle.put(cursor)
+        readers.idle.put(cursor)
         return _has(rows, now)
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        if len(rows) == 1:
+        if len(rows) != 1:
+            return super().put(namespace, rows, now)
+        writer = self._engine.writer
+        if not writer.line.try_acquire():
+            return self._share(lambda shared, then: shared.put(namespace, rows, then))  # type: ignore[no-any-return]
+        writer.get_ready(0.0)
+        try:
+            now = writer.time(now)
             key, value, metadata, expires_at = rows[0]
-            engine = self._engine
-            engine.lock_writer(None, for_file=False)
-            try:
-                now = engine.time(now)
-                bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
-                engine.write_cursor.execute(PUT_IF_SIMPLE, bindings)
-                is_done = engine.writer.changes() > 0
-            except apsw.ConstraintError as error:
-                if extended_code(error) not in _MENDABLE:
-                    raise engine.writer_failure(error) from error
-                is_done = False
-            except apsw.BusyError:
-                roll_back(engine.writer)
-                is_done = False
-            except DRIVER_ERRORS as error:
-                raise engine.writer_failure(error) from error
-            finally:
-                engine.unlock_writer()
-            if is_done:
-                engine.after_write()
-                return [now]
-        return super().put(namespace, rows, now)
+            bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
+            writer.cursor.execute(PUT_IF_SIMPLE, bindings)
+            is_done = writer.connection.changes() > 0
+        except apsw.ConstraintError as error:
+            if extended_code(error) not in MENDABLE:
+                raise writer.failure(error) from error
+            is_done = False
+        except apsw.BusyError:
+            roll_back(writer.connection)
+            is_done = False
+        except DRIVER_ERRORS as error:
+            raise writer.failure(error) from error
+        finally:
+            writer.unlock()
+        if not is_done:
+            return super().put(namespace, rows, now)
+        writer.after_write()
+        return [now]
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
-        if len(keys) == 1:
-            engine = self._engine
-            engine.lock_writer(None, for_file=False)
-            removed: list[Any] = []
-            try:
-                bindings = (namespace, keys[0], engine.time(now))
-                removed = engine.write_cursor.execute(DELETE_IF_SIMPLE, bindings).fetchall()
-                if not removed and not engine.write_cursor.execute(HAS, bindings).fetchall():
-                    return 0
-            except apsw.BusyError:
-                roll_back(engine.writer)
-            except DRIVER_ERRORS as error:
-                raise engine.writer_failure(error) from error
-            finally:
-                engine.unlock_writer()
-            if removed:
-                expires_at: int | None = removed[0][1]
-                return 1 if expires_at is None or expires_at > now // 1000 else 0
-        return super().delete(namespace, keys, now)
+        if len(keys) != 1:
+            return super().delete(namespace, keys, now)
+        writer = self._engine.writer
+        if not writer.line.try_acquire():
+            return self._share(lambda shared, then: shared.delete(namespace, keys, then))  # type: ignore[no-any-return]
+        writer.get_ready(0.0)
+        removed: list[Any] = []
+        try:
+            bindings = (namespace, keys[0], writer.time(now))
+            removed = writer.cursor.execute(DELETE_IF_SIMPLE, bindings).fetchall()
+            if not removed and not writer.cursor.execute(HAS, bindings).fetchall():
+                return 0
+        except apsw.BusyError:
+            roll_back(writer.connection)
+        except DRIVER_ERRORS as error:
+            raise writer.failure(error) from error
+        finally:
+            writer.unlock()
+        if not removed:
+            return super().delete(namespace, keys, now)
+        expires_at: int | None = removed[0][1]
+        return 1 if expires_at is None or expires_at > now // 1000 else 0
+
+    def _share(self, step: Callable[[Primitives, int], Any]) -> Any:
+        """Others write just now: stand in line with them, for a commit in common."""
+        member = Member(step)
+        self._engine.share((member,))
+        return member.outcome()
 
 
 class SQLiteSession(Statements):
@@ -469,13 +483,20 @@ def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) 
     """Write one row inside a transaction; gives its version."""
     key, value, metadata, expires_at = row
     bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
+    try:
+        connection.execute(PUT_IF_SIMPLE, bindings)
+        if connection.changes():
+            return now
+    except apsw.ConstraintError as error:
+        if extended_code(error) not in MENDABLE:
+            raise
     mended: set[int] = set()
     while True:
         try:
             return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
         except apsw.ConstraintError as error:
             code = extended_code(error)
-            if code not in _MENDABLE or (code in mended and code == apsw.SQLITE_CONSTRAINT_NOTNULL):
+            if code not in MENDABLE or (code in mended and code == apsw.SQLITE_CONSTRAINT_NOTNULL):
                 raise
             if code in mended:
                 raise indexes.refusal(connection, namespace, row, now) from error
@@ -508,7 +529,7 @@ def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow
             connection.executemany(PUT_UNLESS_AHEAD, bindings)
             is_complete = connection.total_changes() - before == len(rows)
         except apsw.ConstraintError as error:
-            if extended_code(error) not in _MENDABLE:
+            if extended_code(error) not in MENDABLE:
                 raise
             is_complete = False
         if is_complete:

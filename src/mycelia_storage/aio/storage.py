@@ -1,0 +1,237 @@
+"""`AsyncStorage`: an open store for event loops, whose verbs are awaited and run on threads of its own.
+
+Called by users; `open_async_storage` makes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
+
+from mycelia_storage.aio.namespace import AsyncNamespace
+from mycelia_storage.aio.retries import RETRIED, Retries
+from mycelia_storage.aio.threads import Read, Task, Threads, Write, run_in_thread
+from mycelia_storage.aio.transaction import AsyncTransaction
+from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
+from mycelia_storage.engines.limits import Limit
+from mycelia_storage.errors import StorageClosedError
+from mycelia_storage.options import DEFAULT_TARGET
+from mycelia_storage.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from datetime import timedelta
+    from os import PathLike
+    from types import TracebackType
+
+    from typing_extensions import TypeForm
+
+    from mycelia_storage.aio.threads import Job
+    from mycelia_storage.engines.engine import Isolation
+    from mycelia_storage.options import StorageOptions
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def open_async_storage(
+    target: str | PathLike[str] | Mapping[str, Any] = DEFAULT_TARGET, /, **options: Unpack[StorageOptions]
+) -> Opening:
+    """Open a store, or make it, as `open_storage` does, without holding up the event loop.
+
+    Either `async with open_async_storage(…) as store:`, which closes it at the end, or
+    `store = await open_async_storage(…)`.
+    """
+    return Opening(functools.partial(open_storage, target, **options))
+
+
+class Opening:
+    """A store that is about to be opened: await it, or enter it."""
+
+    def __init__(self, open_it: Callable[[], Storage]) -> None:
+        self._open = open_it
+        self._store: AsyncStorage | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncStorage]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> AsyncStorage:
+        self._store = await self._opened()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._store is not None:
+            await self._store.__aexit__(kind, error, traceback)
+
+    async def _opened(self) -> AsyncStorage:
+        return AsyncStorage(await run_in_thread(self._open, Storage.close))
+
+
+class AsyncStorage(AsyncVerbs):
+    """An open store whose verbs are awaited, for any number of tasks and event loops. Close it, or use `async with`.
+
+    Every verb but `load` is a transaction of its own: when it returns, its change is there for everybody and survives
+    the end of this process; when it raises, nothing was changed. A task that is cancelled while it waits does not know:
+    a call that had not begun is dropped, a read is stopped, a write comes to its end.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._home = storage._home
+        self._inside = storage._inside
+        options = storage._options
+        self._threads = Threads(storage, busy_timeout=options.busy_timeout, max_readers=options.max_readers)
+        # Forgotten and collected: the threads end, the store stays with whoever has it.
+        weakref.finalize(self, self._threads.let_go).atexit = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not GeneratorExit:
+            await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._storage)[1:]}"
+
+    @property
+    def sync(self) -> Storage:
+        """The store behind it, whose verbs are called without await."""
+        return self._storage
+
+    # ---- the store
+    get_status: Final = querying(Storage.get_status)
+    check: Final = querying(Storage.check)
+    optimize: Final = writing_alone(Storage.optimize)
+    migrate: Final = writing_alone(Storage.migrate)
+
+    @overload
+    def namespace(self, name: str) -> AsyncNamespace[Any]: ...
+    @overload
+    def namespace(self, name: str, type: TypeForm[T]) -> AsyncNamespace[T]: ...
+    def namespace(self, name: str, type: Any = Any) -> AsyncNamespace[Any]:
+        """A view of one namespace with all verbs on entries; with a `type` values are given and taken as that type."""
+        return AsyncNamespace(self, self._storage.namespace(name, type))
+
+    async def close(self) -> None:
+        """Finish what was accepted, end the threads, and close the store. Open transactions are rolled back.
+
+        Afterwards every call is a StorageClosedError; a second close does nothing.
+        """
+        await self._finish(self._storage.close)
+
+    async def _stop(self) -> None:
+        """As `close`, but the store behind it stays open."""
+        await self._finish(lambda: None)
+
+    async def _finish(self, last: Callable[[], None]) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._threads.close(Task(lambda _: last(), future))
+        await future
+
+    # ---- together
+
+    def transaction(
+        self,
+        *,
+        read_only: bool = False,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+        wait: float | timedelta | None = None,
+        max_duration: float | timedelta | None = None,
+    ) -> AsyncTransaction:
+        """Several verbs as one step, in an `async with` block that gives an `AsyncTransaction` with the same verbs.
+
+        See `Storage.transaction`. While it is open, writes of other tasks wait, `busy_timeout` at most.
+        """
+        return self._transaction(
+            "calling", read_only=read_only, isolation=isolation, durable=durable, wait=wait, max_duration=max_duration
+        )
+
+    async def run_transaction(
+        self,
+        function: Callable[[AsyncTransaction], Awaitable[R]],
+        *,
+        attempts: int = 50,
+        deadline: float = 30.0,
+        isolation: Isolation | None = None,
+        durable: bool | None = None,
+    ) -> R:
+        """Await `function` with a transaction and commit; after a conflict or a busy lock, again.
+
+        See `Storage.run_transaction`. The function may run several times, so what it does besides has to bear that.
+        """
+        retries = Retries(attempts, deadline)
+        while True:
+            try:
+                async with self.transaction(isolation=isolation, durable=durable) as tx:
+                    return await function(tx)
+            except RETRIED:
+                pause = retries.pause()
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    def _transaction(self, owner: Literal["calling", "nobody"], **options: Any) -> AsyncTransaction:
+        transaction = self._storage._transaction(owner="nobody", **options)
+        return AsyncTransaction(self._threads, transaction, owner=owner, store=self)
+
+    async def _begin(self, *, owner: Literal["calling", "nobody"] = "nobody", **options: Any) -> AsyncTransaction:
+        """A transaction that has begun, known by whoever has it; `_commit` or `_rollback` ends it."""
+        return await self._transaction(owner, **options).__aenter__()
+
+    # ---- where the verbs run
+
+    def _read(self, function: Callable[[Any], R], /) -> Awaitable[R]:
+        if self._inside or self._threads.is_closed:
+            self._check()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._threads.short.submit(Read(function, future))
+        return future
+
+    async def _query(self, function: Callable[[Any], R], /) -> R:
+        self._check()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        limit = Limit()
+        self._threads.queries.submit(Task(function, future, limit=limit))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            limit.cancel()
+            raise
+
+    def _write(self, function: Callable[[Any], R], durable: bool, /) -> Awaitable[R]:
+        if self._inside or self._threads.is_closed:
+            self._check()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._threads.writer.submit(Write(function, future, durable))
+        return future
+
+    def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:
+        self._check()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._threads.writer.submit(Task(function, future, is_alone=True))
+        return future
+
+    def _walk(self, *, is_held: bool) -> Callable[[Callable[[Any], Any]], Job]:
+        readers = self._threads.holder() if is_held else self._threads.queries
+
+        def step(function: Callable[[Any], Any]) -> Job:
+            self._check()
+            job = Task(function, asyncio.get_running_loop().create_future(), limit=Limit())
+            readers.submit(job)
+            return job
+
+        return step
+
+    def _check(self) -> None:
+        if self._inside:
+            self._home.refuse_inside()
+        if self._threads.is_closed:
+            raise StorageClosedError("the store is closed")

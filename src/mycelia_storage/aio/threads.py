@@ -1,0 +1,606 @@
+"""The threads behind an `AsyncStorage`: calls go in from event loops, results go back to them.
+
+Called by the classes beside it. A call goes to a thread through a queue, and its result comes back by
+`call_soon_threadsafe`. That way costs many times what a point read costs, so it is shared: a thread takes call after
+call, and hands back together what was done meanwhile.
+
+What the threads promise to event loops, whatever happens in a call:
+
+- Every call that was taken in is answered, unless nobody waits for it any more. (After the end of a thread, whoever put
+  something into its queue, or the thread itself, whichever comes last, refuses what is left.)
+- A call that nobody waits for is not begun. One that was begun comes to its end.
+- No thread waits for something that only itself could end: while a transaction that writes is open, the writer serves
+  that one only, and keeps all others waiting in its own list, with an eye on the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from mycelia_storage.aio.streams import until_done
+from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
+from mycelia_storage.sharing import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mycelia_storage.engines.limits import Limit
+    from mycelia_storage.storage import Storage
+    from mycelia_storage.transaction import Transaction
+
+R = TypeVar("R")
+
+# Results of one thread that go back together: so many, or what was done within so many seconds.
+_RESULTS_TOGETHER: Final = 256
+_PATIENCE: Final = 0.001
+# Writes that share a commit.
+_WRITES_TOGETHER: Final = 1000
+_MOST_QUERIES: Final = 3
+_HOLDERS: Final = 2
+# How long the exit of the interpreter waits for calls that are under way.
+_EXIT_PATIENCE: Final = 5.0
+# A transaction is ended by the store when its time is over; the writer looks a little later whether that was done.
+_AFTER_DEADLINE: Final = 0.02
+
+
+class _Handed:
+    """What only some kinds of call have."""
+
+    __slots__ = ()
+
+    limit: Limit | None = None
+    session: Session | None = None
+    is_alone: bool = False
+
+
+class Read(_Handed):
+    """A read that takes no time to speak of. `future` is None where nobody waits, but it has to be run."""
+
+    __slots__ = ("error", "function", "future", "result", "since")
+
+    def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any] | None) -> None:
+        self.function: Callable[[Any], Any] = function
+        self.future: asyncio.Future[Any] | None = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+        # When it was made, in the time of `time.monotonic`.
+        self.since: float = monotonic()
+
+
+class Task(Read):
+    """Any call that is run by itself: one that may be stopped, one of a transaction, a write that shares nothing."""
+
+    __slots__ = ("is_alone", "limit", "session")
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        future: asyncio.Future[Any] | None,
+        *,
+        limit: Limit | None = None,
+        session: Session | None = None,
+        is_alone: bool = False,
+    ) -> None:
+        super().__init__(function, future)
+        self.limit: Limit | None = limit
+        self.session: Session | None = session
+        self.is_alone: bool = is_alone
+
+
+class Write(_Handed, Call):
+    """A write that may share its commit."""
+
+    __slots__ = ("future", "since")
+    step: Any
+
+    def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any], durable: bool) -> None:
+        # As a `Call` does, but without a reference of the call to itself.
+        self.function: Callable[[Any], Any] = function
+        self.durable: bool = durable
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.is_done: bool = False
+        self.future: asyncio.Future[Any] | None = future
+        self.since: float = monotonic()
+
+
+# A call on its way.
+Job: TypeAlias = Read | Write
+
+
+class Session:
+    """A transaction as its thread sees it. `ends_at` is when it is over by itself, in the time of `time.monotonic`."""
+
+    __slots__ = ("_is_ended", "ends_at", "transaction")
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction: Transaction = transaction
+        self.ends_at: float | None = None
+        self._is_ended = False
+
+    def is_open(self) -> bool:
+        """Whether it has begun and not ended."""
+        return not self._is_ended and self.transaction._is_open()
+
+    def end(self) -> None:
+        """Roll back where that has not happened yet. Who still uses the transaction is told that it has ended."""
+        session = self.transaction._session
+        if session is not None:
+            self._is_ended = True
+            try:
+                session.rollback()
+            except StorageError:
+                pass  # it is over, or nothing more can be done
+
+
+def is_unwanted(job: Job) -> bool:
+    """Whether nobody waits for it any more."""
+    return job.future is not None and job.future.done()
+
+
+def run(job: Job, verbs: Any) -> None:
+    """Call the function of a job and keep what comes of it."""
+    try:
+        if job.limit is None:
+            job.result = job.function(verbs)
+        else:
+            with job.limit:
+                job.result = job.function(verbs)
+    except BaseException as error:  # noqa: BLE001  whoever waits raises it
+        job.error = error
+
+
+def deliver(jobs: Sequence[Job]) -> None:
+    """Hand results back to the event loops that wait for them."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    for job in jobs:
+        if job.future is not None:
+            by_loop.setdefault(job.future.get_loop(), []).append(job)
+    for loop, of_loop in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, of_loop)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits there
+
+
+def _resolve(jobs: list[Job]) -> None:
+    """On the event loop: what was done goes to those who wait for it."""
+    for job in jobs:
+        future, error = job.future, job.error
+        if future is None or future.done():
+            continue
+        if error is None:
+            future.set_result(job.result)
+            continue
+        # The traceback of the error knows the job, so the job forgets the error.
+        job.error = None
+        if isinstance(error, StopIteration):
+            # No future takes one, and no coroutine lets one through.
+            stopped = RuntimeError("the function raised StopIteration")
+            stopped.__cause__ = error
+            error = stopped
+        future.set_exception(error)
+
+
+Queue: TypeAlias = "SimpleQueue[Job | None]"
+
+
+class Readers:
+    """Up to `most` threads, started when needed, that take calls from one queue."""
+
+    def __init__(self, threads: Threads, name: str, most: int, *, batch: int = 1) -> None:
+        self._threads = threads
+        self._name = name
+        self._most = most
+        self._batch = batch
+        self._queue: Queue = SimpleQueue()
+        self._started: list[threading.Thread] = []
+        # One that its owner may take again: a destructor may come at any point.
+        self._lock = threading.RLock()
+        self._is_stopping = False
+        self.is_over: bool = False
+        # Only where there may be several threads: how many are needed, and what may be cancelled.
+        self._waiting_or_running: set[Job] = set()
+
+    def submit(self, job: Job) -> None:
+        """Have a call run. From any thread, a destructor's included."""
+        if self._most > 1 or not self._started:
+            with self._lock:
+                if self._most > 1:
+                    self._waiting_or_running.add(job)
+                if not self._is_stopping and len(self._started) < min(self._most, len(self._waiting_or_running) or 1):
+                    self._start()
+        self._queue.put(job)
+        if self.is_over:
+            self.refuse_rest()
+
+    def _start(self) -> None:
+        number = f"-{len(self._started) + 1}" if self._most > 1 else ""
+        thread = threading.Thread(target=self._serve, name=f"mycelia-{self._name}{number}", daemon=True)
+        thread.start()
+        self._started.append(thread)
+
+    def stop(self) -> None:
+        """Let the threads finish what is in the queue, and end."""
+        with self._lock:
+            self._is_stopping = True
+            for _ in self._started:
+                self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the threads."""
+        for thread in self._started:
+            thread.join()
+
+    def cancel(self) -> None:
+        """Stop the reads that are under way."""
+        with self._lock:
+            for job in self._waiting_or_running:
+                if job.limit is not None:
+                    job.limit.cancel()
+
+    def refuse_rest(self) -> None:
+        """No thread takes anything any more: answer what is left, and what will come."""
+        self.is_over = True
+        refuse(self._queue)
+
+    def _serve(self) -> None:
+        queue, batch, storage = self._queue, self._batch, self._threads.storage
+        done: list[Job] = []
+        flush_at = blocked = 0.0
+        while True:
+            if done and (len(done) >= batch or queue.empty() or monotonic() >= flush_at):
+                deliver(done)
+                done = []
+            job = queue.get()
+            if job is None:
+                deliver(done)
+                return
+            if not is_unwanted(job):
+                started = monotonic()
+                if job.since < blocked:
+                    # It has waited as long as the one before, which was refused for that.
+                    job.error = StorageBusyError("the store was busy for longer than busy_timeout")
+                else:
+                    run(job, storage)
+                    if isinstance(job.error, StorageBusyError):
+                        blocked = started
+                if not done:
+                    flush_at = started + _PATIENCE
+                done.append(job)
+            if self._most > 1:
+                with self._lock:
+                    self._waiting_or_running.discard(job)
+            # Whoever waits owns the call now: a transaction or a scan must be able to go while this thread sleeps.
+            del job
+
+
+class Writer:
+    """The one thread that writes. A transaction that writes owns it while it is open."""
+
+    def __init__(self, threads: Threads, busy_timeout: float) -> None:
+        self._threads = threads
+        self._busy_timeout = busy_timeout
+        self._queue: Queue = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.is_over: bool = False
+        # Only for the thread itself.
+        self._open: Session | None = None
+        self._own: deque[Job] = deque()
+        self._waiting: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Have a call run. From any thread, a destructor's included."""
+        if self._thread is None:
+            self._start()
+        self._queue.put(job)
+        if self.is_over:
+            self.refuse_rest()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="mycelia-writer", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def is_started(self) -> bool:
+        """Whether there is something to stop."""
+        return self._thread is not None
+
+    def stop(self) -> None:
+        """Let the thread finish what was taken in, and end."""
+        if self._thread is None:
+            self._start()
+        self._queue.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, so long at most."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def refuse_rest(self) -> None:
+        """The thread takes nothing any more: answer what is left, and what will come."""
+        self.is_over = True
+        refuse(self._queue)
+
+    def _serve(self) -> None:
+        is_stopping = False
+        while True:
+            while not self._queue.empty():
+                is_stopping |= self._sort(self._queue.get())
+            if self._own:
+                self._run_own(self._own.popleft())
+            elif is_stopping and self._open is not None:
+                self._end_open()
+            elif self._open is None and self._waiting:
+                self._run_waiting()
+            elif is_stopping:
+                break
+            else:
+                try:
+                    is_stopping |= self._sort(self._queue.get(timeout=self._patience()))
+                except Empty:
+                    self._look_at_the_clock()
+        self._threads.finish()
+
+    def _sort(self, job: Job | None) -> bool:
+        """Put a call where it belongs; True where it says to stop."""
+        if job is None:
+            return True
+        session = job.session
+        # The call that begins a transaction waits its turn, those inside one do not.
+        (self._waiting if session is None or job.is_alone else self._own).append(job)
+        return False
+
+    # ---- a transaction
+
+    def _run_own(self, job: Job) -> None:
+        if not is_unwanted(job):
+            run(job, self._threads.storage)
+            self._note(job.session)
+            deliver([job])
+
+    def _note(self, session: Session | None) -> None:
+        """After every call that may have begun or ended a transaction: who owns the writer now."""
+        if self._open is None:
+            self._open = session if session is not None and session.is_open() else None
+        elif not self._open.is_open():
+            self._open = None
+
+    def _end_open(self) -> None:
+        session, self._open = self._open, None
+        if session is not None:
+            session.end()
+
+    def _patience(self) -> float | None:
+        """How long the thread may sleep."""
+        if self._open is None:
+            return None
+        times = [] if self._open.ends_at is None else [self._open.ends_at + _AFTER_DEADLINE]
+        times += [job.since + self._busy_timeout for job in self._waiting if job.session is None][:1]
+        return max(0.0, min(times) - monotonic()) if times else None
+
+    def _look_at_the_clock(self) -> None:
+        """End a transaction whose time is over, and refuse those that have waited too long for it."""
+        now = monotonic()
+        if self._open is not None and self._open.ends_at is not None and now >= self._open.ends_at:
+            self._open.transaction._expire()
+            self._note(None)
+        if self._open is not None:
+            self._refuse_waiting(now - self._busy_timeout)
+
+    def _refuse_waiting(self, since: float) -> None:
+        """Refuse what waits since then, or longer. (A call that begins a transaction has a time of its own.)"""
+        refused = [job for job in self._waiting if job.session is None and job.since <= since]
+        if refused:
+            self._waiting = deque(job for job in self._waiting if job.session is not None or job.since > since)
+            for job in refused:
+                waited = f"this call waited for it longer than busy_timeout ({self._busy_timeout:g} s)"
+                job.error = StorageBusyError(f"something else is writing, and {waited}")
+            deliver(refused)
+
+    # ---- writes
+
+    def _run_waiting(self) -> None:
+        """One call that has to be alone, or all that wait and may share a commit."""
+        waiting, alone, together = self._waiting, None, list[Write]()
+        while waiting and len(together) < _WRITES_TOGETHER:
+            job = waiting[0]
+            if not isinstance(job, Write) and together:
+                break
+            waiting.popleft()
+            if is_unwanted(job):
+                continue
+            if not isinstance(job, Write):
+                alone = job
+                break
+            together.append(job)
+        started = monotonic()
+        jobs: Sequence[Job] = together if alone is None else [alone]
+        if alone is not None:
+            run(alone, self._threads.storage)
+            self._note(alone.session)
+        elif together:
+            share(self._threads.storage, together)
+        deliver(jobs)
+        if jobs and all(isinstance(job.error, StorageBusyError) for job in jobs):
+            # Those that came before have waited as long by now.
+            self._refuse_waiting(started)
+
+
+def share(storage: Storage, jobs: list[Write]) -> None:
+    """Run calls in a shared commit."""
+    for job in jobs:
+        job.step = job._run
+    try:
+        storage._share(jobs)
+    except BaseException as error:  # noqa: BLE001  whoever waits raises it
+        for job in jobs:
+            job.error = job.error or error
+    for job in jobs:
+        del job.step
+
+
+def refuse(queue: Queue) -> None:
+    """Answer everything in a queue that no thread takes from any more."""
+    rest: list[Job] = []
+    while True:
+        try:
+            job = queue.get_nowait()
+        except Empty:
+            break
+        if job is not None:
+            if job.session is not None and not job.is_alone:
+                run(job, None)  # the end of a transaction, or a call that is told of it
+            else:
+                job.error = StorageClosedError("the store is closed")
+            rest.append(job)
+    deliver(rest)
+
+
+class Threads:
+    """All threads of one `AsyncStorage`.
+
+    Short reads have a thread of their own, so that they share their way and wait for nothing long. So have calls in
+    transactions that read and in scans, which hold a connection already, and must not wait behind somebody who waits
+    for one.
+    """
+
+    def __init__(self, storage: Storage, *, busy_timeout: float, max_readers: int) -> None:
+        self.storage: Storage = storage
+        self.busy_timeout: float = busy_timeout
+        self._max_readers = max_readers
+        self.is_closed: bool = False
+        self.is_over: bool = False
+        self._closing: list[Job] = []
+        self._lock = threading.Lock()
+        self._make()
+        _all.add(self)
+
+    def _make(self) -> None:
+        self.writer: Writer = Writer(self, self.busy_timeout)
+        self.short: Readers = Readers(self, "reader", 1, batch=_RESULTS_TOGETHER)
+        self.queries: Readers = Readers(self, "query", max(1, min(_MOST_QUERIES, self._max_readers - 1)))
+        self._holders = [Readers(self, f"holder-{number + 1}", 1) for number in range(_HOLDERS)]
+        self._next_holder = 0
+
+    def holder(self) -> Readers:
+        """A thread for calls of one transaction or scan, which are run in the order in which they come."""
+        self._next_holder = (self._next_holder + 1) % _HOLDERS
+        return self._holders[self._next_holder]
+
+    def close(self, job: Job) -> None:
+        """Take nothing more, finish what was taken in, end the threads, and run this call last."""
+        with self._lock:
+            is_first = not self.is_closed
+            self.is_closed = True
+            is_over = self.is_over
+            if not is_over:
+                self._closing.append(job)
+        if is_over:
+            _start_thread(job)
+        elif is_first:
+            self.writer.stop()
+
+    def finish(self) -> None:
+        """On the writer's thread, as the last thing that it does."""
+        for readers in self._all_readers():
+            readers.stop()
+        for readers in self._all_readers():
+            readers.join()
+        closing: list[Job] = []
+        while True:
+            with self._lock:
+                if len(closing) == len(self._closing):
+                    self.is_over = True
+                    break
+                closing.append(self._closing[len(closing)])
+            run(closing[-1], self.storage)
+        self.writer.refuse_rest()
+        for readers in self._all_readers():
+            readers.refuse_rest()
+        deliver(closing)
+
+    def _all_readers(self) -> list[Readers]:
+        return [self.short, self.queries, *self._holders]
+
+    def let_go(self) -> None:
+        """End the threads once they are done; nobody waits for that. From any thread, a destructor's included."""
+        self.is_closed = True
+        if self.writer.is_started():
+            self.writer.stop()
+        else:
+            for readers in self._all_readers():
+                readers.stop()
+
+    def stop_at_exit(self, deadline: float) -> None:
+        """Finish what was taken in, but do not wait longer than until then."""
+        self.queries.cancel()
+        self.let_go()
+        self.writer.join(max(0.0, deadline - monotonic()))
+
+    def begin_anew(self) -> None:
+        """In the child of a fork: the threads are not here, and what they had to do is the parent's."""
+        self._lock = threading.Lock()
+        self._closing = []
+        self.is_over = self.is_closed
+        # For transactions that were open: whoever has one here is told that it has ended.
+        self.writer.is_over = True
+        for readers in self._all_readers():
+            readers.is_over = True
+        self._make()
+
+
+async def run_in_thread(function: Callable[[], R], undo: Callable[[R], object]) -> R:
+    """Run a function in a thread of its own. When the waiting task is cancelled, what comes of it is undone."""
+    future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+    _start_thread(Task(lambda _: function(), future))
+    try:
+        await until_done(future, is_patient=False)
+    except asyncio.CancelledError:
+        future.add_done_callback(lambda done: _undo(done, undo))
+        raise
+    return future.result()
+
+
+def _undo(done: asyncio.Future[R], undo: Callable[[R], object]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        result = done.result()
+        _start_thread(Task(lambda _: undo(result), None))
+
+
+def _start_thread(job: Job) -> None:
+    def work() -> None:
+        run(job, None)
+        deliver([job])
+
+    threading.Thread(target=work, name="mycelia-open", daemon=True).start()
+
+
+_all: weakref.WeakSet[Threads] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    deadline = monotonic() + _EXIT_PATIENCE
+    for threads in list(_all):
+        threads.stop_at_exit(deadline)
+
+
+def _begin_all_anew() -> None:
+    for threads in list(_all):
+        threads.begin_anew()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_all_anew)

@@ -1,0 +1,154 @@
+"""`Readers`: the connections that read, lent to whichever thread needs one for a statement or a transaction.
+
+Called by the engine and by the primitives that read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from mycelia_storage.engines.limits import is_over, time_left, timeout_error
+from mycelia_storage.engines.sqlite.connection import limited, open_reader
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.errors import StorageBusyError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import apsw
+
+    from mycelia_storage.engines.sqlite.engine import SQLiteEngine
+    from mycelia_storage.options import Options
+
+
+class Readers:
+    """At most `max_readers` connections, opened when they are needed.
+
+    They are lent as cursors, because making one for every statement costs a tenth of a read. Who uses one reads all
+    rows, so that no statement stays open.
+    """
+
+    def __init__(self, engine: SQLiteEngine, options: Options) -> None:
+        self._engine = engine
+        self._options = options
+        self.idle: SimpleQueue[apsw.Cursor | None] = SimpleQueue()
+        self._opening = threading.Lock()
+        self._counting = threading.RLock()
+        self.made = 0
+        self.is_closed = False
+
+    def lend(self) -> apsw.Cursor:
+        """A cursor that nobody uses; who has it puts it into `idle` afterwards.
+
+        Waits up to `busy_timeout`, or as long as the read may take.
+        """
+        patience = time_left(self._options.busy_timeout)
+        deadline = time.monotonic() + patience
+        while True:
+            with contextlib.suppress(Empty):
+                cursor = self.idle.get_nowait()
+                if cursor is not None:
+                    return cursor
+            with self._opening:
+                if self.made < self._options.max_readers:
+                    cursor = self.open().cursor()
+                    self._count(1)
+                    return cursor
+            try:
+                cursor = self.idle.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                raise self._busy(patience) from None
+            if cursor is not None:
+                return cursor
+
+    def _busy(self, patience: float) -> StorageError:
+        if self.is_closed:
+            return self._engine.closed_error()
+        if is_over():
+            return timeout_error()
+        limit = f"max_readers={self._options.max_readers}, waited {patience:g} s"
+        return StorageBusyError(f"{self._options.path}: every reader connection is in use ({limit})")
+
+    def discard(self, cursor: apsw.Cursor) -> None:
+        """Close a reader whose statement failed.
+
+        Who keeps the exception keeps its cursors too, and with them the state of the file that they read.
+        """
+        cursor.connection.close(True)
+        self._count(-1)
+        self.idle.put(None)  # wakes somebody who waits, and may now open another
+
+    def open(self) -> apsw.Connection:
+        """A connection besides those that are lent, for a scan."""
+        if self.is_closed:
+            raise self._engine.closed_error()
+        try:
+            return open_reader(self._options.path, self._options)
+        except DRIVER_ERRORS as error:
+            raise self._engine.failure(error) from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """A connection for one statement."""
+        cursor = self.lend()
+        try:
+            with limited(cursor.connection):
+                yield cursor.connection
+        except BaseException as error:
+            self.discard(cursor)
+            if isinstance(error, DRIVER_ERRORS):
+                raise self._engine.failure(error) from error
+            raise
+        self.idle.put(cursor)
+
+    def close(self, patience: float) -> bool:
+        """Refuse what comes, and close what comes back in time. A longer read keeps its connection while it lasts."""
+        with self._opening:
+            self.is_closed = True
+        return self._close_all(patience)
+
+    def hold(self, patience: float) -> bool:
+        """Close every connection, and lend none until `let_go`. False: not all came back in time, and nothing is held.
+
+        For a fork, whose child must not inherit an open connection.
+        """
+        deadline = time.monotonic() + patience
+        if not self._opening.acquire(timeout=patience):
+            return False
+        if self._close_all(deadline - time.monotonic()):
+            return True
+        self._opening.release()
+        return False
+
+    def let_go(self) -> None:
+        """End `hold`."""
+        self._opening.release()
+
+    def anew(self, *, is_closed: bool) -> Readers:
+        """For the child of a fork: the same without connections."""
+        new = Readers(self._engine, self._options)
+        new.is_closed = is_closed
+        return new
+
+    def _close_all(self, patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        while self.made:
+            try:
+                # Not for long: a reader that is discarded does not come back.
+                cursor = self.idle.get(timeout=max(0.0, min(deadline - time.monotonic(), 0.05)))
+            except Empty:
+                if time.monotonic() >= deadline:
+                    return False
+                continue
+            if cursor is not None:
+                cursor.connection.close()
+                self._count(-1)
+        return True
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self.made += change

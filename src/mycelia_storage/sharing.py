@@ -1,0 +1,66 @@
+"""`Call`: one write among several that share a commit, and the verbs it is run with.
+
+Called by `AsyncStorage`, whose writer thread hands over everything that waits, and by `Storage`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mycelia_storage.engines.engine import Member
+from mycelia_storage.errors import TransactionError
+from mycelia_storage.verbs import Verbs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.transaction import Home
+
+R = TypeVar("R")
+
+
+class Call(Member):
+    """What to run with the verbs of a shared transaction, and afterwards what came of it."""
+
+    __slots__ = ("function", "home")
+
+    def __init__(self, function: Callable[[Verbs], Any], *, durable: bool = False) -> None:
+        super().__init__(self._run, durable=durable)
+        self.function = function
+        self.home: Home  # of the store that runs it, which sets it
+
+    def _run(self, rows: Primitives, now: int) -> Any:
+        return self.function(SharedVerbs(self.home, rows, now))
+
+
+class SharedVerbs(Verbs):
+    """The verbs inside a transaction that several calls share: none of them is a transaction of its own."""
+
+    __slots__ = ("_home", "_max_value_bytes", "_rows", "_time")
+
+    def __init__(self, home: Home, rows: Primitives, now: int) -> None:
+        self._home = home
+        self._rows = rows
+        self._time = now
+        self._max_value_bytes = home.max_value_bytes
+
+    def _reading(self) -> Primitives:
+        return self._rows
+
+    _writing = _reading
+
+    def _now(self) -> int:
+        return self._time
+
+    def _together(self, step: Callable[[Primitives, int], R], *, durable: bool | None = None, alone: bool = False) -> R:
+        self._home.check_durable(durable)  # whether the commit is to be durable stands in the call
+        if alone:
+            raise TransactionError("this verb shares no commit with others")
+        return step(self._rows, self._time)
+
+    def _expiring(self) -> None:
+        self._home.expect_expiry()
+
+    def _start_scan(self) -> Any:
+        raise TransactionError("a scan shares no transaction with others")

@@ -1,0 +1,97 @@
+"""`Watchdog`: the thread that ends transactions over their time.
+
+Called by a store's `Home`. The thread is started by the first transaction that has a limit, and ends when it has had
+nothing to watch for a while, or with the store.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from mycelia_storage.engines import forking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A transaction that is in the middle of a call is looked at again after so many seconds.
+_AGAIN: Final = 0.01
+# With nothing to watch the thread stays for so many seconds.
+_LINGER: Final = 2.0
+_MANY: Final = 100
+
+
+class Watchdog:
+    """Calls a method of whatever is watched when its time is over, from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, weakref.WeakMethod[Callable[[], bool]]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._many = _MANY
+        forking.register(self)
+
+    def watch(self, seconds: float, expire: Callable[[], bool]) -> None:
+        """Call the bound method `expire` in so many seconds, until it gives True; unless its object is gone by then."""
+        entry = (time.monotonic() + seconds, next(self._numbers), weakref.WeakMethod(expire))
+        with self._changed:
+            heapq.heappush(self._due, entry)
+            if len(self._due) > self._many:
+                # Transactions that have ended are forgotten when they are many.
+                self._due = [entry for entry in self._due if entry[2]() is not None]
+                heapq.heapify(self._due)
+                self._many = max(_MANY, 2 * len(self._due))
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="mycelia-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread, and wait for that."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                expire = self._next()
+                if expire is None and (self._is_closed or not self._due):
+                    self._thread = None
+                    return
+            if expire is not None and not expire():
+                self.watch(_AGAIN, expire)
+
+    def _next(self) -> Callable[[], bool] | None:
+        """What is due now; waits for that, and gives None when there is nothing or something has changed."""
+        if self._is_closed:
+            return None
+        if not self._due:
+            self._changed.wait(_LINGER)
+            return None
+        left = self._due[0][0] - time.monotonic()
+        if left > 0:
+            self._changed.wait(left)
+            return None
+        return heapq.heappop(self._due)[2]()
+
+    def before_fork(self) -> bool:
+        """There is nothing to close."""
+        return True
+
+    def after_fork(self, *, in_child: bool, is_ready: bool) -> None:
+        """Threads stay with the parent, and so does what they watch."""
+        del is_ready
+        if in_child:
+            self._changed = threading.Condition()
+            self._due = []
+            self._thread = None
