@@ -27,7 +27,7 @@ class Call(Member):
 
     def __init__(self, function: Callable[[Verbs], Any], *, durable: bool = False) -> None:
         super().__init__(self._run, durable=durable)
-        self.function = function
+        self.function: Callable[[Verbs], Any] = function
         self.home: Home  # of the store that runs it, which sets it
 
     def _run(self, rows: Primitives, now: int) -> Any:

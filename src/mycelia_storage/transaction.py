@@ -70,9 +70,9 @@ class Home:
         self.read_only: bool = options.read_only
         self._can_be_durable = options.synchronous != "OFF"
         self.inside: set[Caller] = set()
-        self.is_closed = False
-        self.watchdog = Watchdog()
-        self.advisor = Advisor()
+        self.is_closed: bool = False
+        self.watchdog: Watchdog = Watchdog()
+        self.advisor: Advisor = Advisor()
         self._cleans_up = False
         forking.register(self)
 

@@ -95,11 +95,11 @@ class Member:
     __slots__ = ("durable", "error", "is_done", "result", "step")
 
     def __init__(self, step: Callable[[Primitives, int], Any], *, durable: bool = False) -> None:
-        self.step = step
-        self.durable = durable
+        self.step: Callable[[Primitives, int], Any] = step
+        self.durable: bool = durable
         self.result: Any = None
         self.error: BaseException | None = None
-        self.is_done = False
+        self.is_done: bool = False
 
     def done(self, result: Any = None, error: BaseException | None = None) -> None:
         """It is committed, or it has failed; nothing will be run again."""

@@ -35,10 +35,10 @@ class Ticket:
     __slots__ = ("bell", "is_gone", "is_owner", "members")
 
     def __init__(self, members: Sequence[Member] = ()) -> None:
-        self.members = members
-        self.is_owner = False
-        self.is_gone = False
-        self.bell = Lock()
+        self.members: Sequence[Member] = members
+        self.is_owner: bool = False
+        self.is_gone: bool = False
+        self.bell: Lock = Lock()
         self.bell.acquire()
 
     @property

@@ -386,7 +386,7 @@ class FilteringContract(ContractBase):
             with store.scan(one, prefix="key01", batch_size=batch_size) as scan:
                 assert [entry.key for entry in scan] == [key for key in expected if key.startswith("key01")]
             assert store.query(one).keys() == expected
-        assert expected == keys
+            assert expected == ([] if one is largest[2] else keys)
 
     def test_scan_with_a_filter_sees_one_moment(self, store: Storage) -> None:
         keys = _numbered(store, 10)

@@ -84,7 +84,7 @@ class SQLiteEngine:
         self._sessions: weakref.WeakSet[Lending] = weakref.WeakSet()
         self._why_closed: str | None = None
         self._is_held = False
-        self.readers = Readers(self, options)
+        self.readers: Readers = Readers(self, options)
         with forking.opening(self.path):
             self._begin(options)
 
@@ -95,7 +95,7 @@ class SQLiteEngine:
             raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
         except DRIVER_ERRORS as error:
             raise to_storage_error(error, self.path) from error
-        self.writer = Writer(self, options, self._reopen, first)
+        self.writer: Writer = Writer(self, options, self._reopen, first)
         self.auto: Primitives = Auto(self)
         forking.register(self)
 

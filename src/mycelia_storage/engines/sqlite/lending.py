@@ -33,7 +33,7 @@ class Lending:
         self._give_back: Callable[[], None] | None = give_back
         # close() ends a session from another thread: between two of its calls, never within one.
         self._lock = threading.RLock()
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
 
     def reading(self) -> Lending:
         return self

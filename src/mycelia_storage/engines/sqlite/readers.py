@@ -38,8 +38,8 @@ class Readers:
         self.idle: SimpleQueue[apsw.Cursor | None] = SimpleQueue()
         self._opening = threading.Lock()
         self._counting = threading.RLock()
-        self.made = 0
-        self.is_closed = False
+        self.made: int = 0
+        self.is_closed: bool = False
 
     def lend(self) -> apsw.Cursor:
         """A cursor that nobody uses; who has it puts it into `idle` afterwards.

@@ -60,17 +60,17 @@ class Writer:
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
         self._committing: Sequence[Member] = ()
         self._shared = Statements(_Shared(self))
-        self.line = Line()
-        self.holder = 0  # the thread that has the lock for a transaction, or for more than a statement
-        self.is_closed = False
+        self.line: Line = Line()
+        self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
+        self.is_closed: bool = False
         self._use(first)
 
     def _use(self, connection: apsw.Connection) -> None:
         self._synchronous = self._options.synchronous
-        self.connection = connection
+        self.connection: apsw.Connection = connection
         self.connection.set_busy_handler(self._patience)
-        self.cursor = self.connection.cursor()
-        self.is_dormant = False
+        self.cursor: apsw.Cursor = self.connection.cursor()
+        self.is_dormant: bool = False
 
     # ---- the lock
 
