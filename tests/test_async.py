@@ -751,3 +751,39 @@ def test_a_walk_that_is_forgotten_gives_back_what_it_held(front: AsyncStorage) -
         assert len(await drained(front.scan())) == 100
 
     run(work())
+
+
+def test_a_blocking_call_beside_a_transaction_of_its_own_event_loop_is_refused_and_does_not_hang(
+    any_store: Storage,
+) -> None:
+    any_store.set("a", 1)
+
+    async def work() -> None:
+        begun, done = asyncio.Event(), asyncio.Event()
+
+        async def inside() -> None:
+            with any_store.transaction() as tx:
+                tx.set("a", 2)
+                begun.set()
+                await done.wait()
+
+        task = asyncio.create_task(inside())
+        await begun.wait()
+        with pytest.raises(TransactionError, match="another task of this thread"):
+            any_store.set("b", 1)
+        with pytest.raises(TransactionError, match="another task"), any_store.transaction():
+            pass
+        assert any_store.get("a") == 1  # who reads waits for nobody
+        done.set()
+        await task
+
+    asyncio.run(work())
+    assert any_store.get("a") == 2
+
+
+def test_a_loop_inside_a_transaction_of_its_thread_is_inside_it(any_store: Storage) -> None:
+    async def read() -> None:
+        await AsyncStorage(any_store).get("a")
+
+    with any_store.transaction(), pytest.raises(TransactionError, match="inside a write transaction"):
+        asyncio.run(read())

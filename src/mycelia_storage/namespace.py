@@ -156,7 +156,7 @@ class Namespace(Generic[T]):
     def pop(self, key: str, default: D) -> T | D: ...
     def pop(self, key: str, default: object = MISSING) -> Any:
         """Remove a key and give its value. Without `default`: KeyNotFoundError."""
-        entry = self._verbs._take(self.name, key, self._typed_entry)
+        entry = self._verbs._take(self.name, key, self._converter())
         if entry is not None:
             return entry.value
         if default is MISSING:
@@ -165,7 +165,7 @@ class Namespace(Generic[T]):
 
     def popitem(self) -> tuple[str, T]:
         """Remove the first entry in key order and give its key and value. Raises KeyNotFoundError when empty."""
-        entry = self._verbs._take_first(self.name, self._typed_entry)
+        entry = self._verbs._take_first(self.name, self._converter())
         return entry.key, entry.value
 
     @overload
@@ -331,7 +331,7 @@ class Namespace(Generic[T]):
         durable: bool | None = None,
     ) -> float:
         """As `Storage.increment`."""
-        accept = self._fitting if self._is_typed else type
+        accept = self._fitting if self._is_typed else None
         return self._verbs._increment(self.name, key, by, field, ttl, durable, accept)
 
     def touch(self, key: str, *, ttl: float | timedelta | None) -> bool:
@@ -344,7 +344,7 @@ class Namespace(Generic[T]):
     def take(self, key: str, default: D, *, durable: bool | None = ...) -> Entry[T] | D: ...
     def take(self, key: str, default: object = MISSING, *, durable: bool | None = None) -> Any:
         """As `Storage.take`."""
-        entry = self._verbs._take(self.name, key, self._typed_entry, durable)
+        entry = self._verbs._take(self.name, key, self._converter(), durable)
         if entry is None and default is MISSING:
             raise KeyNotFoundError(f"there is no key {key!r} in namespace {self.name!r}")
         return default if entry is None else entry
@@ -564,6 +564,9 @@ class Namespace(Generic[T]):
 
     def _typed_page(self, page: Page[Any]) -> Page[T]:
         return Page([self._typed_entry(entry) for entry in page], page.cursor) if self._is_typed else page
+
+    def _converter(self) -> Callable[[Entry[Any]], Entry[T]] | None:
+        return self._typed_entry if self._is_typed else None
 
     def _typed_entry(self, entry: Entry[Any]) -> Entry[T]:
         if not self._is_typed:

@@ -30,8 +30,17 @@ class Call(Member):
         self.function: Callable[[Verbs], Any] = function
         self.home: Home  # of the store that runs it, which sets it
 
+    def finish(self) -> None:
+        """As a member does."""
+        super().finish()
+        self.function = _nothing
+
     def _run(self, rows: Primitives, now: int) -> Any:
         return self.function(SharedVerbs(self.home, rows, now))
+
+
+def _nothing(verbs: Verbs) -> None:
+    """What a call does that is done."""
 
 
 class SharedVerbs(Verbs):

@@ -264,7 +264,7 @@ class Storage(Verbs):
 
     def _writing(self) -> Primitives:
         if self._inside:
-            self._home.refuse_inside()
+            self._home.refuse_inside(waiting=True)
         if self._home.is_closed:
             raise StorageClosedError("the store is closed")
         if self._is_read_only:

@@ -109,10 +109,10 @@ class Home:
             self.inside.clear()
             self._cleans_up = False
 
-    def engine(self) -> Engine:
+    def engine(self, *, writing: bool = False) -> Engine:
         """The engine, for a caller who may use the store now."""
         if self.inside:
-            self.refuse_inside()
+            self.refuse_inside(waiting=writing)
         if self.is_closed:
             raise StorageClosedError("the store is closed")
         return self._engine
@@ -147,12 +147,23 @@ class Home:
         if who is not None:
             self.inside.discard(who)
 
-    def refuse_inside(self) -> None:
-        """Raise TransactionError where the caller is inside a write transaction."""
-        if calling() in self.inside:
+    def refuse_inside(self, *, waiting: bool = False) -> None:
+        """Raise TransactionError where the caller is inside a write transaction.
+
+        With `waiting`, where the calling thread would wait for the lock, also where another task of its event loop is:
+        that one could not go on meanwhile.
+        """
+        thread, task = calling()
+        # Without a task the whole thread is inside: an event loop that it runs, too.
+        if (thread, task) in self.inside or (thread, None) in self.inside:
             raise TransactionError(
                 "this thread is inside a write transaction of this store, where the store itself would wait for it or "
                 "read what is old: use the transaction (tx) that the with block gave"
+            )
+        if waiting and any(other is thread for other, _ in self.inside.copy()):
+            raise TransactionError(
+                "another task of this thread is inside a write transaction, and could not go on while this call waits "
+                "for it: use AsyncStorage and await the call"
             )
 
 
@@ -243,7 +254,7 @@ class Transaction(Verbs):
             with self._alone:
                 self._savepoint = 0 if self._is_read_only else self._session.savepoint()
         else:
-            self._session = self._home.engine().begin(
+            self._session = self._home.engine(writing=not self._is_read_only).begin(
                 read_only=self._is_read_only, isolation=self._isolation, durable=self._durable, wait=self._wait
             )
             self._alone.session = self._session

@@ -234,7 +234,7 @@ class Verbs(Finding):
         Raises InvalidValueError where there is no number, for an int step onto a float (give 1.0), and where the sum
         does not fit 64 bits. Nothing is written then.
         """
-        return self._increment(namespace, key, by, field, ttl, durable, _as_it_is)
+        return self._increment(namespace, key, by, field, ttl, durable)
 
     def touch(self, key: str, *, namespace: str = DEFAULT_NAMESPACE, ttl: float | timedelta | None) -> bool:
         """Set when an entry expires, counted from now; None: it stays. False: there is no such entry."""
@@ -262,7 +262,7 @@ class Verbs(Finding):
         durable: bool | None = None,
     ) -> Any:
         """Remove an entry and give it, so that of several callers one gets it. Without `default`: KeyNotFoundError."""
-        taken = self._take(namespace, key, _as_it_is, durable)
+        taken = self._take(namespace, key, None, durable)
         return _default_or_raise(default, namespace, key) if taken is None else taken
 
     def delete(
@@ -470,7 +470,7 @@ class Verbs(Finding):
         field: str | None,
         ttl: float | timedelta | Keep | None,
         durable: bool | None,
-        accept: Callable[[Any], object],
+        accept: Callable[[Any], object] | None = None,
     ) -> float:
         """`increment`, with a function that raises where the document it makes is not acceptable."""
         namespace, key = check_namespace(namespace), check_key(key)
@@ -480,35 +480,36 @@ class Verbs(Finding):
         def step(rows: Primitives, now: int) -> float:
             row = _live(rows, namespace, key, now)
             document, total = add(MISSING if row is None else decode(row.value, namespace, key))
-            accept(document)
+            if accept is not None:
+                accept(document)
             expires_at = expiry(now, lasting) if row is None else row.expires_at
             self._put(rows, namespace, (key, encode(document, self._max_value_bytes), None, expires_at), now)
             return total
 
-        return self._together(step, durable=durable, alone=accept is not _as_it_is)
+        return self._together(step, durable=durable, alone=accept is not None)
 
     def _take(
-        self, namespace: str, key: str, convert: Callable[[Entry[Any]], E], durable: bool | None = None
-    ) -> E | None:
-        """Remove an entry and give it converted; what cannot be converted is not removed."""
+        self, namespace: str, key: str, convert: Callable[[Entry[Any]], E] | None, durable: bool | None = None
+    ) -> E | Entry[Any] | None:
+        """Remove an entry and give it, converted where that is wanted; what cannot be converted is not removed."""
         namespace, key = check_namespace(namespace), check_key(key)
 
-        def step(rows: Primitives, now: int) -> E | None:
+        def step(rows: Primitives, now: int) -> E | Entry[Any] | None:
             row = _live(rows, namespace, key, now)
             return None if row is None else _remove(rows, namespace, row, now, convert)
 
-        return self._together(step, durable=durable, alone=convert is not _as_it_is)
+        return self._together(step, durable=durable, alone=convert is not None)
 
-    def _take_first(self, namespace: str, convert: Callable[[Entry[Any]], E]) -> E:
-        """Remove the first entry in key order and give it converted."""
+    def _take_first(self, namespace: str, convert: Callable[[Entry[Any]], E] | None) -> E | Entry[Any]:
+        """Remove the first entry in key order and give it."""
 
-        def step(rows: Primitives, now: int) -> E:
+        def step(rows: Primitives, now: int) -> E | Entry[Any]:
             found = rows.page(namespace, KeyRange(), now, limit=1)
             if not found:
                 raise KeyNotFoundError(f"the namespace {namespace!r} is empty")
             return _remove(rows, namespace, found[0], now, convert)
 
-        return self._together(step, alone=True)
+        return self._together(step, alone=convert is not None)
 
     # ---- what several verbs share
 
@@ -587,14 +588,13 @@ def _live_keys(rows: Primitives, namespace: str, keys: list[str], now: int) -> l
     return [key for key, _, expires_at in rows.values(namespace, keys) if expires_at is None or expires_at > now_ms]
 
 
-def _remove(rows: Primitives, namespace: str, row: Row, now: int, convert: Callable[[Entry[Any]], E]) -> E:
-    converted = convert(entry_of(namespace, row))
+def _remove(
+    rows: Primitives, namespace: str, row: Row, now: int, convert: Callable[[Entry[Any]], E] | None
+) -> E | Entry[Any]:
+    entry = entry_of(namespace, row)
+    converted = entry if convert is None else convert(entry)
     rows.delete(namespace, [row.key], now)
     return converted
-
-
-def _as_it_is(value: E) -> E:
-    return value
 
 
 def _expect(expected: int, row: Row | None, namespace: str, key: str) -> None:

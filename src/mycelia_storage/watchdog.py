@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -17,6 +18,8 @@ from mycelia_storage.engines import forking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LOG: Final = logging.getLogger("mycelia_storage")
 
 # A transaction that is in the middle of a call is looked at again after so many seconds.
 _AGAIN: Final = 0.01
@@ -68,8 +71,16 @@ class Watchdog:
                 if expire is None and (self._is_closed or not self._due):
                     self._thread = None
                     return
-            if expire is not None and not expire():
+            if expire is not None and not self._call(expire):
                 self.watch(_AGAIN, expire)
+
+    def _call(self, expire: Callable[[], bool]) -> bool:
+        """Whatever is wrong with one of them, the others have to go on."""
+        try:
+            return expire()
+        except Exception:
+            LOG.exception("a transaction could not be ended, or what has expired not be removed")
+            return True
 
     def _next(self) -> Callable[[], bool] | None:
         """What is due now; waits for that, and gives None when there is nothing or something has changed."""

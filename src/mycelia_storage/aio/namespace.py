@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from mycelia_storage.aio.streams import paging, scanning
-from mycelia_storage.aio.verbs import Front, querying, reading, reading_many, writing, writing_alone, writing_many
+from mycelia_storage.aio.verbs import (
+    Front,
+    converting,
+    querying,
+    reading,
+    reading_many,
+    writing,
+    writing_alone,
+    writing_many,
+)
 from mycelia_storage.namespace import Namespace
 
 if TYPE_CHECKING:
@@ -42,10 +51,10 @@ class AsyncNamespace(Generic[T]):
     set: Final = writing(Namespace[T].set)
     add: Final = writing(Namespace[T].add)
     modify: Final = writing_alone(Namespace[T].modify)
-    merge: Final = writing_alone(Namespace[T].merge)
-    increment: Final = writing_alone(Namespace[T].increment)
+    merge: Final = converting(Namespace[T].merge)
+    increment: Final = converting(Namespace[T].increment)
     touch: Final = writing(Namespace[T].touch)
-    take: Final = writing_alone(Namespace[T].take)
+    take: Final = converting(Namespace[T].take)
     delete: Final = writing(Namespace[T].delete)
     has: Final = reading(Namespace[T].has)
     get_metadata: Final = reading(Namespace[T].get_metadata)
@@ -76,6 +85,10 @@ class AsyncNamespace(Generic[T]):
     info: Final = querying(Namespace[T].info)
 
     # ---- where they run
+
+    @property
+    def _converts(self) -> bool:
+        return self._view._is_typed
 
     def _read(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._read(lambda verbs: function(self._view.within(verbs)))

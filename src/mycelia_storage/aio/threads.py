@@ -26,6 +26,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from mycelia_storage.aio.streams import until_done
+from mycelia_storage.engines.engine import Member
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
 from mycelia_storage.sharing import Call
 
@@ -111,6 +112,10 @@ class Write(_Handed, Call):
         self.future: asyncio.Future[Any] | None = future
         self.since: float = monotonic()
 
+    def finish(self) -> None:
+        """As a member does. What to run is kept, since it may be tried again."""
+        Member.finish(self)
+
 
 # A call on its way.
 Job: TypeAlias = Read | Write
@@ -156,6 +161,8 @@ def run(job: Job, verbs: Any) -> None:
                 job.result = job.function(verbs)
     except BaseException as error:  # noqa: BLE001  whoever waits raises it
         job.error = error
+    finally:
+        del job  # the traceback knows this frame, and the future of the job will know the error
 
 
 def deliver(jobs: Sequence[Job]) -> None:
@@ -431,24 +438,39 @@ class Writer:
             run(alone, self._threads.storage)
             self._note(alone.session)
         elif together:
-            share(self._threads.storage, together)
+            again = share(self._threads.storage, together, self._busy_timeout)
+            if again:
+                jobs = [job for job in together if job not in again]
+                self._waiting.extendleft(reversed(again))
         deliver(jobs)
-        if jobs and all(isinstance(job.error, StorageBusyError) for job in jobs):
-            # Those that came before have waited as long by now.
+        if alone is not None and isinstance(alone.error, StorageBusyError):
+            # Those that came before it was begun have waited as long by now.
             self._refuse_waiting(started)
 
 
-def share(storage: Storage, jobs: list[Write]) -> None:
-    """Run calls in a shared commit."""
+def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Write]:
+    """Run calls in a shared commit, waiting as long as the oldest of them may. Gives those that may wait for longer."""
     for job in jobs:
         job.step = job._run
     try:
-        storage._share(jobs)
+        storage._share(jobs, max(0.0, busy_timeout - (monotonic() - jobs[0].since)))
     except BaseException as error:  # noqa: BLE001  whoever waits raises it
         for job in jobs:
             job.error = job.error or error
+    again: list[Write] = []
+    now = monotonic()
     for job in jobs:
         del job.step
+        if isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
+            job.error, job.is_done = None, False
+            again.append(job)
+        else:
+            job.function = nothing
+    return again
+
+
+def nothing(verbs: Any) -> None:
+    """What a call does that is done: an error that somebody keeps may know it."""
 
 
 def refuse(queue: Queue) -> None:

@@ -59,7 +59,6 @@ class AsyncTransaction(AsyncVerbs):
         self._store = store  # whose threads end when it is collected
         self._transaction = transaction
         self._outer = outer
-        self._root: AsyncTransaction = self if outer is None else outer._root
         self._owner: Literal["calling", "nobody"] = owner
         self._caller: Caller | None = None
         self._is_begun = False
@@ -73,6 +72,11 @@ class AsyncTransaction(AsyncVerbs):
     def __repr__(self) -> str:
         state = "ended" if self._is_over else "open" if self._is_begun else "not begun"
         return f"<AsyncTransaction {state}>"
+
+    @property
+    def _root(self) -> AsyncTransaction:
+        """The outermost one. (An attribute would be a cycle, and keep a forgotten transaction open.)"""
+        return self if self._outer is None else self._outer._root
 
     # ---- the block
 

@@ -8,7 +8,7 @@ here it is said what kind of call each verb is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -31,6 +31,11 @@ _MANY_KEYS = 500
 
 class Front(Protocol[V_co]):
     """What an awaited verb needs of the object that it is called on: a way to run a function on the sync verbs."""
+
+    @property
+    def _converts(self) -> bool:
+        """Whether values are made those of a type."""
+        ...
 
     def _read(self, function: Callable[[V_co], R], /) -> Awaitable[R]:
         """Run a short read. Others may share its way to the thread and back."""
@@ -109,15 +114,15 @@ def writing_many(
 ) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
     """The awaited form of a verb that writes what it is given one by one.
 
-    A write may be run twice, when the commit that it shared could not be made. So what can be walked through only once
-    is walked through here, where the caller's own code runs on the caller's own thread.
+    A write may be run twice, when the commit that it shared could not be made. So an iterable is walked through here,
+    where the caller's own code runs on the caller's own thread.
     """
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
         durable = options.get("durable") is True
-        again: Any = [list(part) if isinstance(part, Iterator) else part for part in args]
-        named: Any = {name: list(part) if isinstance(part, Iterator) else part for name, part in options.items()}
+        again: Any = [_drawn(part) for part in args]
+        named: Any = {name: _drawn(part) for name, part in options.items()}
         written: Callable[..., R] = verb
         return await self._write(lambda verbs: written(verbs, *again, **named), durable)
 
@@ -138,6 +143,24 @@ def writing_alone(
         return await self._write_alone(lambda verbs: context.run(verb, verbs, *args, **options))
 
     return call
+
+
+def converting(
+    verb: Callable[Concatenate[V, P], R],
+) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
+    """The awaited form of a verb that writes, and in a view with a type makes values of it, which is the caller's."""
+    alone, shared = writing_alone(verb), writing(verb)
+
+    @functools.wraps(verb)
+    async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
+        return await (alone if self._converts else shared)(self, *args, **options)
+
+    return call
+
+
+def _drawn(part: object) -> object:
+    """What can be walked through again."""
+    return list(part) if isinstance(part, Iterable) and not isinstance(part, Mapping | Sequence) else part
 
 
 def _is_long(keys: Any) -> bool:
@@ -194,6 +217,10 @@ class AsyncVerbs:
     namespace_info: Final = querying(Verbs.namespace_info)
 
     # ---- where they run
+
+    @property
+    def _converts(self) -> bool:
+        return False
 
     def _read(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         raise NotImplementedError

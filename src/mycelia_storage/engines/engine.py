@@ -102,18 +102,28 @@ class Member:
         self.is_done: bool = False
 
     def done(self, result: Any = None, error: BaseException | None = None) -> None:
-        """It is committed, or it has failed; nothing will be run again."""
-        self.result, self.error, self.is_done = result, error, True
+        """It has failed, or it is committed with this result; nothing will be run again."""
+        self.result, self.error = result, error
+        self.finish()
+
+    def finish(self) -> None:
+        """It is committed. What it did is forgotten: an error that somebody keeps may know all who shared a commit."""
+        self.is_done = True
+        self.step = _nothing
 
     def outcome(self) -> Any:
         """The result; raises the error instead where there is one."""
-        error = self.error
+        error, self.error = self.error, None
         if error is None:
             return self.result
         try:
             raise error
         finally:
             del error  # the traceback would keep this frame, and the frame the error
+
+
+def _nothing(rows: Primitives, now: int) -> None:
+    """What a member does that is done."""
 
 
 class Primitives(Protocol):

@@ -170,7 +170,7 @@ class SQLiteEngine:
         del isolation
         if read_only:
             cursor = self.readers.lend()
-            return self._begin_to_read(cursor.connection, lambda: self.readers.idle.put(cursor))
+            return self._begin_to_read(cursor.connection, lambda: self.readers.give_back(cursor))
         self.writer.begin(durable=durable, wait=wait)
         try:
             return self._session(self.writer.connection, self.writer.end)

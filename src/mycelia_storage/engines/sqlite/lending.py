@@ -91,6 +91,8 @@ class Lending:
             self._engine.ended(self)
             try:
                 roll_back(self._connection)
+            except DRIVER_ERRORS as error:
+                raise self._engine.failure(error) from error
             finally:
                 give_back()
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.engines.limits import is_over, time_left, timeout_error
 from mycelia_storage.engines.sqlite.connection import limited, open_reader
@@ -25,6 +26,22 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 
+# Nobody sleeps longer than this without a look whether a reader is idle: an exception from a signal handler may have
+# kept whoever had it from waking the next.
+_LONGEST_SLEEP: Final = 0.5
+
+
+class _Place:
+    """A place in the line for a reader."""
+
+    __slots__ = ("bell", "cursor")
+
+    def __init__(self) -> None:
+        self.cursor: apsw.Cursor | None = None
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+
 class Readers:
     """At most `max_readers` connections, opened when they are needed.
 
@@ -35,35 +52,79 @@ class Readers:
     def __init__(self, engine: SQLiteEngine, options: Options) -> None:
         self._engine = engine
         self._options = options
-        self.idle: SimpleQueue[apsw.Cursor | None] = SimpleQueue()
+        self._idle: SimpleQueue[apsw.Cursor | None] = SimpleQueue()
+        self._waiting: deque[_Place] = deque()
+        # Reentrant: the garbage collector may end a forgotten transaction, which gives its reader back, at any point.
+        self._changing = threading.RLock()
         self._opening = threading.Lock()
         self._counting = threading.RLock()
         self.made: int = 0
         self.is_closed: bool = False
 
     def lend(self) -> apsw.Cursor:
-        """A cursor that nobody uses; who has it puts it into `idle` afterwards.
+        """A cursor that nobody uses; who has it gives it back.
 
-        Waits up to `busy_timeout`, or as long as the read may take.
+        Waits up to `busy_timeout`, or as long as the read may take; first come, first served.
         """
+        if not self._waiting:
+            try:
+                cursor = self._idle.get_nowait()
+            except Empty:
+                cursor = None
+            if cursor is not None:
+                return cursor
+        return self._lend_later()
+
+    def give_back(self, cursor: apsw.Cursor | None) -> None:
+        """Let others use it. None stands for one that was discarded, so that another may be opened."""
+        self._idle.put(cursor)
+        if self._waiting:
+            self._call_next()
+
+    def _lend_later(self) -> apsw.Cursor:
         patience = time_left(self._options.busy_timeout)
         deadline = time.monotonic() + patience
         while True:
-            with contextlib.suppress(Empty):
-                cursor = self.idle.get_nowait()
-                if cursor is not None:
-                    return cursor
             with self._opening:
                 if self.made < self._options.max_readers:
                     cursor = self.open().cursor()
                     self._count(1)
                     return cursor
+            place = _Place()
             try:
-                cursor = self.idle.get(timeout=max(0.0, deadline - time.monotonic()))
-            except Empty:
-                raise self._busy(patience) from None
-            if cursor is not None:
-                return cursor
+                with self._changing:
+                    self._waiting.append(place)
+                self._call_next()
+                while not place.bell.acquire(timeout=max(0.0, min(deadline - time.monotonic(), _LONGEST_SLEEP))):
+                    self._call_next()
+                    if time.monotonic() >= deadline and self._leave(place):
+                        raise self._busy(patience)
+            except BaseException:
+                if not self._leave(place) and place.cursor is not None:
+                    self.give_back(place.cursor)
+                raise
+            if place.cursor is not None:
+                return place.cursor
+
+    def _call_next(self) -> None:
+        """Hand what is idle to those who wait."""
+        with self._changing:
+            while self._waiting:
+                try:
+                    cursor = self._idle.get_nowait()
+                except Empty:
+                    return
+                place = self._waiting.popleft()
+                place.cursor = cursor
+                place.bell.release()
+
+    def _leave(self, place: _Place) -> bool:
+        with self._changing:
+            try:
+                self._waiting.remove(place)
+            except ValueError:
+                return False
+            return True
 
     def _busy(self, patience: float) -> StorageError:
         if self.is_closed:
@@ -80,7 +141,7 @@ class Readers:
         """
         cursor.connection.close(True)
         self._count(-1)
-        self.idle.put(None)  # wakes somebody who waits, and may now open another
+        self.give_back(None)
 
     def open(self) -> apsw.Connection:
         """A connection besides those that are lent, for a scan."""
@@ -103,7 +164,7 @@ class Readers:
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        self.idle.put(cursor)
+        self.give_back(cursor)
 
     def close(self, patience: float) -> bool:
         """Refuse what comes, and close what comes back in time. A longer read keeps its connection while it lasts."""
@@ -139,7 +200,7 @@ class Readers:
         while self.made:
             try:
                 # Not for long: a reader that is discarded does not come back.
-                cursor = self.idle.get(timeout=max(0.0, min(deadline - time.monotonic(), 0.05)))
+                cursor = self._idle.get(timeout=max(0.0, min(deadline - time.monotonic(), 0.05)))
             except Empty:
                 if time.monotonic() >= deadline:
                     return False

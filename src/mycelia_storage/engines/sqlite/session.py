@@ -6,7 +6,6 @@ Both share the primitives and differ in where a connection comes from and in wha
 
 from __future__ import annotations
 
-from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import apsw
@@ -340,10 +339,7 @@ class Auto(Statements):
 
     def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
         readers = self._engine.readers
-        try:
-            cursor = readers.idle.get_nowait() or readers.lend()
-        except Empty:
-            cursor = readers.lend()
+        cursor = readers.lend()
         try:
             found: tuple[str, int | None] | None = cursor.execute(VALUE, (namespace, key)).get
         except BaseException as error:
@@ -351,15 +347,12 @@ class Auto(Statements):
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        readers.idle.put(cursor)
+        readers.give_back(cursor)
         return found
 
     def has(self, namespace: str, key: str, now: int) -> bool:
         readers = self._engine.readers
-        try:
-            cursor = readers.idle.get_nowait() or readers.lend()
-        except Empty:
-            cursor = readers.lend()
+        cursor = readers.lend()
         try:
             rows = cursor.execute(HAS, (namespace, key, now // 1000)).fetchall()
         except BaseException as error:
@@ -367,7 +360,7 @@ class Auto(Statements):
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        readers.idle.put(cursor)
+        readers.give_back(cursor)
         return _has(rows, now)
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:

@@ -204,6 +204,7 @@ class Writer:
     def _serve(self, members: Sequence[Member]) -> None:
         """Do one's own work, and that of those that stand behind."""
         others: list[Ticket] = []
+        deadline = time.monotonic() + self._patience.timeout
         durable = is_durable(members) or self.line.wants_durable(MOST_TOGETHER)
         try:
             self._synchronize(durable=durable)
@@ -218,6 +219,7 @@ class Writer:
             members = [*members, *behind] if behind else members
             if not self._run_together(members):
                 for member in members:
+                    self._patience.timeout = max(0.0, deadline - time.monotonic())
                     self._run_alone(member)
             self._synchronize(durable=False)
         except BaseException:
@@ -405,7 +407,7 @@ def is_durable(members: Sequence[Member]) -> bool:
 
 def _commit(members: Sequence[Member]) -> None:
     for member in members:
-        member.is_done = True
+        member.finish()
 
 
 def _fail(members: Sequence[Member], error: StorageError) -> None:
