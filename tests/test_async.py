@@ -787,3 +787,25 @@ def test_a_loop_inside_a_transaction_of_its_thread_is_inside_it(any_store: Stora
 
     with any_store.transaction(), pytest.raises(TransactionError, match="inside a write transaction"):
         asyncio.run(read())
+
+
+def test_a_load_lets_other_writes_in_between_its_batches(front: AsyncStorage) -> None:
+    async def work() -> int:
+        loop = asyncio.get_running_loop()
+        drawing, go_on = asyncio.Event(), threading.Event()
+
+        def items() -> Iterator[tuple[str, int]]:
+            yield "a", 1
+            loop.call_soon_threadsafe(drawing.set)
+            assert go_on.wait(60)
+            yield "b", 2
+
+        load = asyncio.create_task(front.load(items(), batch_size=1))
+        await drawing.wait()
+        await front.set("other", 1)
+        assert await front.get("a") == 1
+        go_on.set()
+        return (await load).loaded
+
+    assert run(work()) == 2
+    assert front.sync.list_keys() == ["a", "b", "other"]

@@ -11,6 +11,7 @@ from mycelia_storage.aio.streams import paging, scanning
 from mycelia_storage.aio.verbs import (
     Front,
     converting,
+    loading,
     querying,
     reading,
     reading_many,
@@ -66,7 +67,7 @@ class AsyncNamespace(Generic[T]):
     set_many: Final = writing_many(Namespace[T].set_many)
     add_many: Final = writing_many(Namespace[T].add_many)
     delete_many: Final = writing_many(Namespace[T].delete_many)
-    load: Final = writing_alone(Namespace[T].load)
+    load: Final = loading(Namespace[T].load)
     clear: Final = writing(Namespace[T].clear)
 
     # ---- finding
@@ -101,6 +102,9 @@ class AsyncNamespace(Generic[T]):
 
     def _write_alone(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._write_alone(lambda verbs: function(self._view.within(verbs)))
+
+    def _load(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
+        return self._front._load(lambda verbs: function(self._view.within(verbs)))
 
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[Namespace[T]], Any]], Job]:
         step = self._front._walk(is_held=is_held)

@@ -219,6 +219,12 @@ class AsyncStorage(AsyncVerbs):
         self._threads.writer.submit(Task(function, future, is_alone=True))
         return future
 
+    def _load(self, function: Callable[[Any], R], /) -> Awaitable[R]:
+        self._check()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._threads.loads.submit(Task(function, future))
+        return future
+
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[Any], Any]], Job]:
         readers = self._threads.holder() if is_held else self._threads.queries
 

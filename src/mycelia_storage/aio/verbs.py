@@ -53,6 +53,10 @@ class Front(Protocol[V_co]):
         """Run a write that shares its commit with nobody."""
         ...
 
+    def _load(self, function: Callable[[V_co], R], /) -> Awaitable[R]:
+        """Run something that writes again and again, and draws what it writes from the caller."""
+        ...
+
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[V_co], Any]], Job]:
         """What runs the steps of one walk, in order. `is_held`: it reads from something that it holds already."""
         ...
@@ -145,6 +149,19 @@ def writing_alone(
     return call
 
 
+def loading(
+    verb: Callable[Concatenate[V, P], R],
+) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
+    """The awaited form of a verb that writes a stream. What is drawn from sees the caller's context variables."""
+
+    @functools.wraps(verb)
+    async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
+        context = copy_context()
+        return await self._load(lambda verbs: context.run(verb, verbs, *args, **options))
+
+    return call
+
+
 def converting(
     verb: Callable[Concatenate[V, P], R],
 ) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
@@ -194,7 +211,7 @@ class AsyncVerbs:
     set_many: Final = writing_many(Verbs.set_many)
     add_many: Final = writing_many(Verbs.add_many)
     delete_many: Final = writing_many(Verbs.delete_many)
-    load: Final = writing_alone(Verbs.load)
+    load: Final = loading(Verbs.load)
     clear: Final = writing(Verbs.clear)
     clear_all: Final = writing(Verbs.clear_all)
 
@@ -233,6 +250,9 @@ class AsyncVerbs:
 
     def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         raise NotImplementedError
+
+    def _load(self, function: Callable[[Any], R], /) -> Awaitable[R]:
+        return self._write_alone(function)
 
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[Any], Any]], Job]:
         raise NotImplementedError
