@@ -7,12 +7,11 @@ the few methods at the end of the class.
 from __future__ import annotations
 
 import copy
-import random
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from mycelia_storage.arguments import check_duration, check_whole
+from mycelia_storage.arguments import check_whole
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.memory import MemoryEngine
@@ -24,10 +23,10 @@ from mycelia_storage.errors import (
     StorageCorruptError,
     StorageError,
     StorageReadOnlyError,
-    TransactionConflictError,
 )
 from mycelia_storage.keys import KeyRange, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
+from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.transaction import Home, Owner, Transaction
 from mycelia_storage.verbs import Verbs
 
@@ -48,7 +47,6 @@ MAX_SCANS: Final = 16
 _CHECKED_AT_ONCE: Final = 500
 _PURGED_AT_ONCE: Final = 1000
 _SHOWN_PROBLEMS: Final = 50
-_LONGEST_PAUSE: Final = 0.25
 
 
 def open_storage(
@@ -167,18 +165,16 @@ class Storage(Verbs):
         raised. Any other error is raised at once. The function may run several times, so what it does besides has to
         bear that.
         """
-        check_whole("attempts", attempts, least=1)
-        last = time.monotonic() + check_duration("deadline", deadline)
-        for attempt in range(1, attempts + 1):
+        retries = Retries(attempts, deadline)
+        while True:
             try:
                 with self.transaction(isolation=isolation, durable=durable) as tx:
                     return function(tx)
-            except (TransactionConflictError, StorageBusyError):
-                pause = random.uniform(0, min(_LONGEST_PAUSE, 0.001 * 2 ** min(attempt, 16)))
-                if attempt == attempts or time.monotonic() + pause >= last:
+            except RETRIED:
+                pause = retries.pause()
+                if pause is None:
                     raise
             time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
 
     # ---- the store
 

@@ -89,9 +89,12 @@ class Watchdog:
         if not self._due:
             self._changed.wait(_LINGER)
             return None
-        left = self._due[0][0] - time.monotonic()
+        while self._due and self._due[0][2]() is None:
+            heapq.heappop(self._due)  # it has ended and is forgotten
+        left = self._due[0][0] - time.monotonic() if self._due else 0.0
         if left > 0:
-            self._changed.wait(left)
+            self._changed.wait(min(left, _LINGER))
+        if left > 0 or not self._due:
             return None
         return heapq.heappop(self._due)[2]()
 

@@ -11,13 +11,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.namespace import AsyncNamespace
-from mycelia_storage.aio.retries import RETRIED, Retries
 from mycelia_storage.aio.threads import Read, Task, Threads, Write, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
 from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
 from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import StorageClosedError
 from mycelia_storage.options import DEFAULT_TARGET
+from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.storage import Storage, open_storage
 
 if TYPE_CHECKING:

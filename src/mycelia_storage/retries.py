@@ -1,6 +1,6 @@
 """`Retries`: how often, and until when, a transaction is tried again.
 
-Called by `run_transaction`.
+Called by `run_transaction` of `Storage` and of `AsyncStorage`.
 """
 
 from __future__ import annotations
