@@ -809,3 +809,25 @@ def test_a_load_lets_other_writes_in_between_its_batches(front: AsyncStorage) ->
 
     assert run(work()) == 2
     assert front.sync.list_keys() == ["a", "b", "other"]
+
+
+def test_run_transaction_refuses_a_function_that_has_not_run_when_it_returns(any_store: Storage) -> None:
+    async def wait(tx: Any) -> None:
+        await tx.set("a", 1)
+
+    def steps(tx: Any) -> Iterator[Any]:
+        yield tx.set("a", 1)
+
+    for function in (wait, steps):
+        with pytest.raises(TypeError, match="plain function"):
+            any_store.run_transaction(function)
+    plain: Any = lambda tx: tx.set("a", 1).close()  # noqa: E731
+    with pytest.raises(TypeError, match="async function"):
+        run(AsyncStorage(any_store).run_transaction(plain))
+    assert not any_store.has("a")
+
+
+def test_what_is_no_store_is_told_from_one() -> None:
+    wrong: Any = "data.db"
+    with pytest.raises(TypeError, match="open_async_storage"):
+        AsyncStorage(wrong)

@@ -515,3 +515,11 @@ def test_an_index_that_cannot_be_is_a_bad_line(run: Runner, on_error: str, line:
     assert "Traceback" not in done.err
     assert done.json["indexes"] == 0
     assert len(run("index", "list").lines) == 1
+
+
+def test_a_field_that_looks_like_the_namespace_is_not_taken_for_it(run: Runner) -> None:
+    refused = run("index", "create", "population", "-name")
+    assert refused.code == 2
+    assert "-n ame" in refused.err
+    assert run("index", "create", "--", "population", "-name").code == 0
+    assert run("index", "list").lines[0]["fields"] == ["population", "-name"]

@@ -281,3 +281,13 @@ def test_the_process_umask_is_left_alone(tmp_path: Path) -> None:
         open_storage(tmp_path / "store.db").close()
     finally:
         assert os.umask(before) == 0o027
+
+
+@pytest.mark.parametrize("target", ["memory", ":memory", "sqlite:app.db", "file:app.db", "~/app.db"])
+def test_what_looks_like_something_else_makes_no_file(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="taken for a mistake"):
+        open_storage(target)
+    assert list(tmp_path.iterdir()) == []

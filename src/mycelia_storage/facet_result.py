@@ -44,6 +44,10 @@ class StorageResult(msgspec.Struct, frozen=True, kw_only=True, repr_omit_default
     _payload: tuple[str, ...] = ()
     _is_brief: bool = False
 
+    def __bool__(self) -> bool:
+        # `if await facet.has(key)` would hold whatever the answer is.
+        raise TypeError("a StorageResult is neither true nor false: ask it for .success, or for what it found")
+
     def to_dict(self, *, camel_case: bool = False) -> dict[str, Any]:
         """The answer as plain JSON values, with the fields that it has and no others.
 

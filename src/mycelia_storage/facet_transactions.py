@@ -170,8 +170,9 @@ class OpenTransactions:
         # A task of its own: an error is handed back and not raised, since nobody may be there any more to take it.
         async with held.lock:
             error = await _end(held.transaction, how)
-        if error is not None and identifier in self._ended:
-            self._ended[identifier] = "has ended, since it could not be committed"
+        if error is not None and how == "commit" and identifier in self._ended:
+            is_late = held.deadline <= time.monotonic()
+            self._ended[identifier] = self._too_long() if is_late else "has ended, since it could not be committed"
         return error
 
     def _start(self, work: Coroutine[Any, Any, StorageError | None]) -> asyncio.Task[StorageError | None]:

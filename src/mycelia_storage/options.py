@@ -124,12 +124,26 @@ def _read_target(target: object) -> tuple[Backend, object]:
         return "memory", None
     found = _SCHEME.match(target)
     if found is None:
+        _refuse_lookalike(target)
         return "sqlite", target
     scheme = found[1].lower()
     if scheme == "sqlite":
         return "sqlite", _path_of_url(target, target[found.end() :])
     known = "a path, 'sqlite:///relative.db', 'sqlite:////absolute.db' or 'memory:'"
     raise ConfigError(f"target: unknown scheme {scheme + '://'!r}: write {known}")
+
+
+def _refuse_lookalike(target: str) -> None:
+    """What would quietly become a file with a strange name, and is meant otherwise."""
+    if target.strip(":") == "memory":
+        right = "for a store in memory write 'memory:', for a file of that name './memory'"
+    elif target.startswith(("sqlite:", "file:")):
+        right = "write a path, 'sqlite:///relative.db' or 'sqlite:////absolute.db'"
+    elif target.startswith("~"):
+        right = "~ is not expanded here: give os.path.expanduser(…), or './~…' for a file of that name"
+    else:
+        return
+    raise ConfigError(f"target: {target!r} is taken for a mistake: {right}")
 
 
 def _path_of_url(url: str, rest: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
+from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from mycelia_storage.arguments import check_whole
@@ -169,7 +170,14 @@ class Storage(Verbs):
         while True:
             try:
                 with self.transaction(isolation=isolation, durable=durable) as tx:
-                    return function(tx)
+                    result = function(tx)
+                    if iscoroutine(result) or isgenerator(result):
+                        result.close()
+                        raise TypeError(
+                            "run_transaction needs a plain function: an async one, or one that yields, has not run "
+                            "when the transaction ends (AsyncStorage has a run_transaction for async functions)"
+                        )
+                    return result
             except RETRIED:
                 pause = retries.pause()
                 if pause is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.namespace import AsyncNamespace
@@ -80,6 +81,9 @@ class AsyncStorage(AsyncVerbs):
     """
 
     def __init__(self, storage: Storage) -> None:
+        if not isinstance(storage, Storage):
+            kind = type(storage).__name__
+            raise TypeError(f"AsyncStorage needs an open store, not {kind}: open_async_storage(target) opens one")
         self._storage = storage
         self._home = storage._home
         self._inside = storage._inside
@@ -171,7 +175,10 @@ class AsyncStorage(AsyncVerbs):
         while True:
             try:
                 async with self.transaction(isolation=isolation, durable=durable) as tx:
-                    return await function(tx)
+                    work = function(tx)
+                    if not isawaitable(work):
+                        raise TypeError("run_transaction of an AsyncStorage needs an async function: async def …")
+                    return await work
             except RETRIED:
                 pause = retries.pause()
                 if pause is None:

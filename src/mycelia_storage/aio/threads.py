@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 # Results of one thread that go back together: so many, or what was done within so many seconds.
 _RESULTS_TOGETHER: Final = 256
-_PATIENCE: Final = 0.001
+_PATIENCE: Final = 0.003
 # Writes that share a commit.
 _WRITES_TOGETHER: Final = 1000
 _MOST_QUERIES: Final = 3

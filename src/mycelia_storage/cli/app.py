@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import msgspec
@@ -274,10 +275,21 @@ def check(context: typer.Context) -> None:
     output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
 
 
+def _refuse_glued_namespace(arguments: Sequence[str]) -> None:
+    """`-name` is meant as a field that descends, and would be taken for `-n ame`."""
+    for before, argument in pairwise(("", *arguments)):
+        if argument == "--":
+            return
+        if argument.startswith("-n") and len(argument) > 2 and before != "--sort":
+            name = argument[2:]
+            raise UsageError(f"{argument}: write '-n {name}' for a namespace, and fields like it behind '--'")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code, whatever happens."""
     try:
         try:
+            _refuse_glued_namespace(arguments)
             with output.warnings_reported():
                 return _invoke(arguments)
         finally:

@@ -41,7 +41,7 @@ _BY_EXTENDED_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
 }
 
 _BY_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
-    apsw.SQLITE_BUSY: (StorageBusyError, "another process holds the lock"),
+    apsw.SQLITE_BUSY: (StorageBusyError, "another process, or another store of this one, holds the lock"),
     apsw.SQLITE_LOCKED: (StorageBusyError, "another connection holds the lock"),
     apsw.SQLITE_READONLY: (StorageReadOnlyError, "the file cannot be written"),
     apsw.SQLITE_IOERR: (StorageIOError, "the operating system refused a read or write"),
