@@ -103,8 +103,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     `indexes` are the created indexes that serve it; `full_scan` says that every entry of the namespace is visited;
     `entries` is how many it holds; `sql` is what the engine runs, "" where it runs none. `advice` is a create_index
-    call that was found to help (several with "; " between them, where each side of an `or` needs one), None where none is
-    needed or known.
+    call that was found to help (several with "; " between them, where each side of an `or` needs one), None where
+    none is needed or known.
     """
 
     uses_index: bool
