@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import pytest
 
-from mycelia_storage import UniqueIndexError, field, open_storage, path
+from mycelia_storage import StorageCorruptError, UniqueIndexError, field, open_storage, path
 from mycelia_storage.filters import And, Or
 
 if TYPE_CHECKING:
@@ -154,3 +154,22 @@ def test_pages_by_expiry_go_on_to_what_never_expires(any_store: Storage, indexed
     for sort, expected in (("$expires_at", "cbead"), ("-$expires_at", "ebcda")):
         pages = any_store.pages(sort=sort, page_size=size)
         assert "".join(chain.from_iterable(page.keys() for page in pages)) == expected
+
+
+def test_a_text_that_is_no_json_is_named_by_whoever_meets_it(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    with open_storage(file) as store:
+        store.set_many({"good": {"x": 1}, "bad": {"x": 2}})
+    connection = apsw.Connection(str(file))
+    connection.execute("UPDATE storage_entries SET value = '{\"x\":' WHERE key = 'bad'")
+    connection.close()
+    with open_storage(file) as store:
+        for call in (
+            lambda: store.query(X == 2),
+            lambda: store.count(X > 0),
+            lambda: store.delete_where(X == 1),
+            lambda: store.create_index("x"),
+        ):
+            with pytest.raises(StorageCorruptError, match="'bad' in namespace 'default'"):
+                call()
+        assert store.get("good") == {"x": 1}

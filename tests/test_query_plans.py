@@ -378,3 +378,87 @@ def test_a_slow_query_is_told_once_with_advice(
         store.query(field("$key") == "key000005")
         store.query(S.contains("x"))
         assert len(caplog.records) == 2
+
+
+def test_a_slow_query_is_told_of_that_was_quick_at_first_and_by_every_verb(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look at the first run alone would never see a namespace grow."""
+    caplog.set_level(logging.WARNING, logger="mycelia_storage")
+    with open_storage(tmp_path / "store.db", clock=clock) as store:
+        asks: dict[str, Any] = {
+            "a": lambda: store.query(field("a") == 1),
+            "b": lambda: store.count(field("b") == 1),
+            "c": lambda: list(store.scan(field("c") == 1)),
+            "d": lambda: store.delete_where(field("d") == -1),
+            "e": lambda: list(store.pages(field("e") == 1)),
+            "f": lambda: ask_in_transaction(store),
+        }
+        for ask in asks.values():
+            ask()
+        assert not caplog.records
+        store.set_many({f"{number:05}": dict.fromkeys("abcdef", number) for number in range(10_000)})
+        for ask in asks.values():
+            for _ in range(4):
+                ask()
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == len(asks)
+        assert all(f"create_index('{name}')" in line for name, line in zip(asks, told, strict=True))
+
+
+def ask_in_transaction(store: Storage) -> None:
+    with store.transaction() as tx:
+        tx.query(field("f") == 1)
+
+
+def test_an_order_that_an_index_gives_does_not_hide_a_filter_that_visits_everything(store: Storage) -> None:
+    store.create_index("b")
+    plan = store.explain(A == 5, sort="b", limit=10)
+    assert (plan.full_scan, plan.advice) == (True, "create_index('a', 'b')")
+    assert not store.explain(limit=10).full_scan
+    assert not store.explain(sort="-$key", limit=3).full_scan
+    assert not store.explain({"or": []}).full_scan
+
+
+def test_the_sides_of_an_or_get_their_indexes_whatever_their_order(store: Storage) -> None:
+    for either in ((A == 5) | (S == "text 00007"), (S == "text 00007") | (A == 5)):
+        advice = store.explain(either).advice
+        assert advice is not None
+        assert set(advice.split("; ")) == {"create_index('a')", "create_index('s')"}
+    store.create_index("a")
+    for either in ((A == 5) | (S == "text 00007"), (S == "text 00007") | (A == 5)):
+        assert store.explain(either).advice == "create_index('s')"
+
+
+def test_the_first_few_of_a_wide_range_are_walked_to_by_key(store: Storage) -> None:
+    name = store.create_index("a")
+    assert store.explain(A >= 0, limit=10).indexes == ()
+    assert store.explain(A >= ENTRIES - 100, limit=10).indexes == (name,)
+    assert store.explain((A >= 0) & (B == 3), limit=10).full_scan
+    assert store.query(A >= 0, limit=3).keys() == ["key00000", "key00001", "key00002"]
+
+
+def test_an_index_on_a_small_namespace_spoils_no_plan_of_a_large_one(tmp_path: Path) -> None:
+    with open_storage(tmp_path / "store.db") as store:
+        for number in range(300):
+            store.set_many({f"k{entry}": {"c": entry} for entry in range(20)}, namespace=f"small{number}")
+        store.set_many({f"k{entry:05}": {"c": entry} for entry in range(5000)}, namespace="big")
+        name = store.create_index("c", namespace="big")
+        asks: list[dict[str, Any]] = [{"sort": "c", "limit": 5}, {"filter": field("c") > 4990, "limit": 5}]
+        before = [store.explain(**ask, namespace="big").indexes for ask in asks]
+        store.create_index("c", namespace="small3")
+        assert [store.explain(**ask, namespace="big").indexes for ask in asks] == before == [(name,)] * 2
+    with open_storage(tmp_path / "store.db") as store:
+        assert [store.explain(**ask, namespace="big").indexes for ask in asks] == before
+
+
+def test_statistics_are_fresh_though_nobody_writes_much_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    with open_storage(file) as store:
+        store.create_index("c")
+        store.create_index("name")
+    for part in range(20):
+        with open_storage(file) as store:
+            store.set_many({f"{part}-{n}": {"c": part * 200 + n, "name": f"n{part * 200 + n}"} for n in range(200)})
+    with open_storage(file) as store:
+        assert len(store.explain((field("c") == 5) | (field("name") == "n7")).indexes) == 2

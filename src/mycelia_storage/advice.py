@@ -23,6 +23,9 @@ LOG: Final = logging.getLogger("mycelia_storage")
 
 # A walk through so many entries is worth a warning.
 _MANY_ENTRIES: Final = 10_000
+# So many queries of a store are all counted, and of those after them one of so many.
+_ALL_LOOKED_AT: Final = 1000
+_ONE_OF: Final = 16
 # A query of one shape is looked at when it first runs, at every doubling of its runs, and then at every so many.
 _RUNS_BETWEEN_LOOKS: Final = 1000
 _MAX_SHAPES: Final = 1000
@@ -37,9 +40,13 @@ class Advisor:
     def __init__(self) -> None:
         # How often each shape has run; None once it was warned of.
         self._runs: dict[tuple[str, str], int | None] = {}
+        self._queries = 0
 
     def look(self, rows: Primitives, namespace: str, wanted: StorageQuery, now: int) -> None:
         """A query is about to be run."""
+        self._queries += 1
+        if self._queries > _ALL_LOOKED_AT and self._queries % _ONE_OF:
+            return  # naming the shape costs a tenth of a quick query
         shape = shape_of(namespace, wanted)
         runs = self._runs.get(shape, 0)
         if runs is None:
