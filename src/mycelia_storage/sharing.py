@@ -23,12 +23,12 @@ R = TypeVar("R")
 class Call(Member):
     """What to run with the verbs of a shared transaction, and afterwards what came of it."""
 
-    __slots__ = ("function", "home")
+    __slots__ = ("function", "verbs")
 
     def __init__(self, function: Callable[[Verbs], Any], *, durable: bool = False) -> None:
         super().__init__(self._run, durable=durable)
         self.function: Callable[[Verbs], Any] = function
-        self.home: Home  # of the store that runs it, which sets it
+        self.verbs: SharedVerbs  # of the store that runs it, which sets them
 
     def finish(self) -> None:
         """As a member does."""
@@ -36,7 +36,7 @@ class Call(Member):
         self.function = _nothing
 
     def _run(self, rows: Primitives, now: int) -> Any:
-        return self.function(SharedVerbs(self.home, rows, now))
+        return self.function(self.verbs.on(rows, now))
 
 
 def _nothing(verbs: Verbs) -> None:
@@ -48,11 +48,18 @@ class SharedVerbs(Verbs):
 
     __slots__ = ("_home", "_max_value_bytes", "_rows", "_time")
 
-    def __init__(self, home: Home, rows: Primitives, now: int) -> None:
+    _rows: Primitives
+    _time: int
+
+    def __init__(self, home: Home) -> None:
         self._home = home
+        self._max_value_bytes = home.max_value_bytes
+
+    def on(self, rows: Primitives, now: int) -> SharedVerbs:
+        """The same on the rows of a transaction and at its time."""
         self._rows = rows
         self._time = now
-        self._max_value_bytes = home.max_value_bytes
+        return self
 
     def _reading(self) -> Primitives:
         return self._rows

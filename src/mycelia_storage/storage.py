@@ -28,6 +28,7 @@ from mycelia_storage.errors import (
 from mycelia_storage.keys import KeyRange, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
 from mycelia_storage.retries import RETRIED, Retries
+from mycelia_storage.sharing import SharedVerbs
 from mycelia_storage.transaction import Home, Owner, Transaction
 from mycelia_storage.verbs import Verbs
 
@@ -311,8 +312,9 @@ class Storage(Verbs):
             for call in calls:
                 call.done(error=copy.copy(error))
             return
+        verbs = SharedVerbs(self._home)
         for call in calls:
-            call.home = self._home
+            call.verbs = verbs
         self._engine.share(calls, wait)
 
     def _expiring(self) -> None:

@@ -26,13 +26,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from mycelia_storage.aio.streams import until_done
-from mycelia_storage.engines.engine import Member
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
 from mycelia_storage.sharing import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mycelia_storage.engines.engine import Primitives
     from mycelia_storage.engines.limits import Limit
     from mycelia_storage.storage import Storage
     from mycelia_storage.transaction import Transaction
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 # Results of one thread that go back together: so many, or what was done within so many seconds.
 _RESULTS_TOGETHER: Final = 256
-_PATIENCE: Final = 0.003
+_PATIENCE: Final = 0.005
 # Writes that share a commit.
 _WRITES_TOGETHER: Final = 1000
 _MOST_QUERIES: Final = 3
@@ -100,7 +100,6 @@ class Write(_Handed, Call):
     """A write that may share its commit."""
 
     __slots__ = ("future", "since")
-    step: Any
 
     def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any], durable: bool) -> None:
         # As a `Call` does, but without a reference of the call to itself.
@@ -112,9 +111,13 @@ class Write(_Handed, Call):
         self.future: asyncio.Future[Any] | None = future
         self.since: float = monotonic()
 
+    def step(self, rows: Primitives, now: int) -> Any:
+        """What a member does; no attribute here, which would make a circle of the call and its method."""
+        return self.function(self.verbs.on(rows, now))
+
     def finish(self) -> None:
         """As a member does. What to run is kept, since it may be tried again."""
-        Member.finish(self)
+        self.is_done = True
 
 
 # A call on its way.
@@ -167,6 +170,8 @@ def run(job: Job, verbs: Any) -> None:
 
 def deliver(jobs: Sequence[Job]) -> None:
     """Hand results back to the event loops that wait for them."""
+    if not jobs:
+        return
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
         if job.future is not None:
@@ -264,10 +269,12 @@ class Readers:
         done: list[Job] = []
         flush_at = blocked = 0.0
         while True:
-            if done and (len(done) >= batch or queue.empty() or monotonic() >= flush_at):
+            try:
+                job = queue.get_nowait()
+            except Empty:
                 deliver(done)
                 done = []
-            job = queue.get()
+                job = queue.get()
             if job is None:
                 deliver(done)
                 return
@@ -278,11 +285,14 @@ class Readers:
                     job.error = StorageBusyError("the store was busy for longer than busy_timeout")
                 else:
                     run(job, storage)
-                    if isinstance(job.error, StorageBusyError):
+                    if job.error is not None and isinstance(job.error, StorageBusyError):
                         blocked = started
                 if not done:
                     flush_at = started + _PATIENCE
                 done.append(job)
+                if len(done) >= batch or started >= flush_at:
+                    deliver(done)
+                    done = []
             if self._most > 1:
                 with self._lock:
                     self._waiting_or_running.discard(job)
@@ -450,8 +460,6 @@ class Writer:
 
 def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Write]:
     """Run calls in a shared commit, waiting as long as the oldest of them may. Gives those that may wait for longer."""
-    for job in jobs:
-        job.step = job._run
     try:
         storage._share(jobs, max(0.0, busy_timeout - (monotonic() - jobs[0].since)))
     except BaseException as error:  # noqa: BLE001  whoever waits raises it
@@ -460,7 +468,6 @@ def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Writ
     again: list[Write] = []
     now = monotonic()
     for job in jobs:
-        del job.step
         if isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
             job.error, job.is_done = None, False
             again.append(job)

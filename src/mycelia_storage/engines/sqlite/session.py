@@ -472,12 +472,14 @@ def _statement(connection: apsw.Connection, namespace: str, query: Query, now: i
     return Statement(namespace, query, now, strategy)
 
 
-def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
-    """Write one row inside a transaction; gives its version."""
+def put_one(
+    connection: apsw.Connection, namespace: str, row: PutRow, now: int, cursor: apsw.Cursor | None = None
+) -> int:
+    """Write one row inside a transaction; gives its version. With a cursor at hand it is quicker."""
     key, value, metadata, expires_at = row
     bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
     try:
-        connection.execute(PUT_IF_SIMPLE, bindings)
+        (cursor or connection).execute(PUT_IF_SIMPLE, bindings)
         if connection.changes():
             return now
     except apsw.ConstraintError as error:

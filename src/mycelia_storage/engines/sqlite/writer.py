@@ -22,14 +22,14 @@ from mycelia_storage.engines.line import Line, Ticket, served
 from mycelia_storage.engines.sqlite.connection import Patience
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
 from mycelia_storage.engines.sqlite.indexes import has_outgrown_statistics, refresh_is_due, refresh_statistics
-from mycelia_storage.engines.sqlite.session import Statements
+from mycelia_storage.engines.sqlite.session import Statements, put_one
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from mycelia_storage.engines.engine import Member
+    from mycelia_storage.engines.engine import Member, PutRow
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
 
@@ -59,7 +59,7 @@ class Writer:
         self._durable_mode = "FULL" if options.wal_mode else "EXTRA"
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
         self._committing: Sequence[Member] = ()
-        self._shared = Statements(_Shared(self))
+        self._shared = _SharedStatements(self)
         self.line: Line = Line()
         self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
         self.is_closed: bool = False
@@ -398,6 +398,19 @@ class _Shared:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Nothing is given back."""
+
+
+class _SharedStatements(Statements):
+    """The primitives in a shared commit, of which putting a row is what most members do."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(_Shared(writer))
+        self._writer = writer
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        if len(rows) != 1:
+            return super().put(namespace, rows, now)
+        return [put_one(self._writer.connection, namespace, rows[0], now, self._writer.cursor)]
 
 
 def is_durable(members: Sequence[Member]) -> bool:
