@@ -60,12 +60,14 @@ class _Handed:
     limit: Limit | None = None
     session: Session | None = None
     is_alone: bool = False
+    # When it was made, in the time of `time.monotonic`.
+    since: float = 0.0
 
 
 class Read(_Handed):
     """A read that takes no time to speak of. `future` is None where nobody waits, but it has to be run."""
 
-    __slots__ = ("error", "function", "future", "result", "since")
+    __slots__ = ("error", "function", "future", "result")
 
     def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any] | None) -> None:
         self.function: Callable[[Any], Any] = function
@@ -73,13 +75,12 @@ class Read(_Handed):
         self.result: Any = None
         self.error: BaseException | None = None
         # When it was made, in the time of `time.monotonic`.
-        self.since: float = monotonic()
 
 
 class Task(Read):
     """Any call that is run by itself: one that may be stopped, one of a transaction, a write that shares nothing."""
 
-    __slots__ = ("is_alone", "limit", "session")
+    __slots__ = ("is_alone", "limit", "session", "since")
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Task(Read):
         is_alone: bool = False,
     ) -> None:
         super().__init__(function, future)
+        self.since: float = monotonic()
         self.limit: Limit | None = limit
         self.session: Session | None = session
         self.is_alone: bool = is_alone
@@ -267,7 +269,8 @@ class Readers:
     def _serve(self) -> None:
         queue, batch, storage = self._queue, self._batch, self._threads.storage
         done: list[Job] = []
-        flush_at = blocked = 0.0
+        flush_at = 0.0
+        refused = 0
         while True:
             try:
                 job = queue.get_nowait()
@@ -278,19 +281,20 @@ class Readers:
             if job is None:
                 deliver(done)
                 return
-            if not is_unwanted(job):
-                started = monotonic()
-                if job.since < blocked:
+            future = job.future
+            if future is None or not future.done():
+                if not done:
+                    flush_at = monotonic() + _PATIENCE
+                if refused:
                     # It has waited as long as the one before, which was refused for that.
+                    refused -= 1
                     job.error = StorageBusyError("the store was busy for longer than busy_timeout")
                 else:
                     run(job, storage)
                     if job.error is not None and isinstance(job.error, StorageBusyError):
-                        blocked = started
-                if not done:
-                    flush_at = started + _PATIENCE
+                        refused = queue.qsize()
                 done.append(job)
-                if len(done) >= batch or started >= flush_at:
+                if len(done) >= batch or (not len(done) & 15 and monotonic() >= flush_at):
                     deliver(done)
                     done = []
             if self._most > 1:
