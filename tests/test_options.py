@@ -283,7 +283,7 @@ def test_the_process_umask_is_left_alone(tmp_path: Path) -> None:
         assert os.umask(before) == 0o027
 
 
-@pytest.mark.parametrize("target", ["memory", ":memory", "sqlite:app.db", "file:app.db", "~/app.db"])
+@pytest.mark.parametrize("target", ["memory", ":memory", "sqlite:app.db", "~/app.db"])
 def test_what_looks_like_something_else_makes_no_file(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,3 +293,32 @@ def test_a_scan_and_a_snapshot_stay_as_they_were_while_another_process_writes(pa
             assert tx.get("050") == "old"
         assert store.count() == 199
         assert store.get("051") == "new"
+
+
+def test_opening_a_file_once_more_drops_no_lock_of_the_store_that_has_it(tmp_path: Path) -> None:
+    """Closing any descriptor of a file drops all of the process's locks on it, so nothing here may open one by itself."""
+    file = tmp_path / "store.db"
+    with open_storage(file, wal_mode=False) as store:
+        store.set("a", 1)
+        with store.transaction() as tx:
+            tx.set("a", 2)
+            with open_storage(file, wal_mode=False, busy_timeout=0.1) as second:
+                assert second.get("a") == 1
+            done = run(WRITES_BESIDE, file)
+            assert done == "busy"
+            tx.set("b", 3)
+        assert store.get_many(["a", "b", "c"]) == {"a": 2, "b": 3}
+        store.check()
+
+
+WRITES_BESIDE = """
+import sys
+from mycelia_storage import StorageBusyError, open_storage
+with open_storage(sys.argv[1], wal_mode=False, busy_timeout=0.1) as store:
+    try:
+        store.set("c", 1)
+    except StorageBusyError:
+        print("busy", end="")
+    else:
+        print("stored", end="")
+"""

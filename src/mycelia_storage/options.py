@@ -137,7 +137,7 @@ def _refuse_lookalike(target: str) -> None:
     """What would quietly become a file with a strange name, and is meant otherwise."""
     if target.strip(":") == "memory":
         right = "for a store in memory write 'memory:', for a file of that name './memory'"
-    elif target.startswith(("sqlite:", "file:")):
+    elif target.startswith("sqlite:"):
         right = "write a path, 'sqlite:///relative.db' or 'sqlite:////absolute.db'"
     elif target.startswith("~"):
         right = "~ is not expanded here: give os.path.expanduser(…), or './~…' for a file of that name"

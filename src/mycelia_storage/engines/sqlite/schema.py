@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mycelia_storage.codec import problem_of_text
-from mycelia_storage.engines.sqlite.connection import open_to_look, size_of
+from mycelia_storage.engines.sqlite.connection import copy_file, open_to_look, read_file, size_of
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
 from mycelia_storage.errors import (
     NotAStorageFileError,
@@ -271,7 +271,7 @@ def _run(connection: apsw.Connection, statements: Iterable[str], now_ms: int) ->
 
 
 def _recognise_once(path: str) -> int:
-    header = _read_header(path)
+    header = read_file(path, 0, 100)
     if not header:
         return 0
     if header[:16] != b"SQLite format 3\0":
@@ -286,14 +286,6 @@ def _recognise_once(path: str) -> int:
         return verify(connection, path)
 
 
-def _read_header(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        return os.pread(descriptor, 100, 0)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _looking(path: str) -> Iterator[apsw.Connection]:
     """A connection to a file that may be somebody else's.
@@ -304,7 +296,7 @@ def _looking(path: str) -> Iterator[apsw.Connection]:
         if size_of(path + "-journal"):
             directory = stack.enter_context(tempfile.TemporaryDirectory())
             copy = os.path.join(directory, "copy")
-            shutil.copyfile(path, copy)
+            copy_file(path, copy)
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path + "-journal", copy + "-journal")
             connection = apsw.Connection(copy, flags=apsw.SQLITE_OPEN_READWRITE)
