@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from mycelia_storage import open_storage
+from mycelia_storage import SchemaVersionError, open_storage
 
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
 
@@ -174,3 +174,25 @@ def test_threads_that_make_the_same_new_file_at_once_share_it(tmp_path: Path) ->
     assert failures == []
     with open_storage(path) as store:
         assert store.count() == 8
+
+
+def test_a_file_that_went_down_and_was_not_written_back_is_migrated_again(tmp_path: Path) -> None:
+    """The header in the file itself says version 2 still; version 1 stands in the -wal."""
+    file = tmp_path / "store.db"
+    script = """
+import os, sys
+from mycelia_storage import open_storage
+store = open_storage(sys.argv[1])
+store.set("a", 1)
+store.optimize()
+store.migrate(to=1)
+os._exit(0)
+"""
+    for options in ({"migrate": False}, {"read_only": True}):
+        subprocess.run([sys.executable, "-c", script, file], check=True, timeout=60)
+        with pytest.raises(SchemaVersionError, match="version 1"):
+            open_storage(file, **options)  # type: ignore[arg-type]
+        with open_storage(file) as store:
+            assert store.get("a") == 1
+            store.set("b", 2)
+            store.check()

@@ -296,7 +296,7 @@ def test_a_scan_and_a_snapshot_stay_as_they_were_while_another_process_writes(pa
 
 
 def test_opening_a_file_once_more_drops_no_lock_of_the_store_that_has_it(tmp_path: Path) -> None:
-    """Closing any descriptor of a file drops all of the process's locks on it, so nothing here may open one by itself."""
+    """Closing any descriptor of a file drops all of the process's locks on it, so nothing here may open one."""
     file = tmp_path / "store.db"
     with open_storage(file, wal_mode=False) as store:
         store.set("a", 1)

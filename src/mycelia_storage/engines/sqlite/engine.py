@@ -105,9 +105,7 @@ class SQLiteEngine:
         options = self._options
         create_file(self.path)
         version = schema.recognise(self.path, options.busy_timeout)
-        if version == 1 and not options.migrate:
-            message = f"{self.path}: the file has schema version 1, and migrate=False keeps it there"
-            raise SchemaVersionError(message)
+        self._require_migration(version)
         connection = open_writer(self.path, options)
         try:
             # Until the file is known to be ours and not newer, closing must not write its -wal back.
@@ -115,8 +113,10 @@ class SQLiteEngine:
             if connection.readonly("main"):
                 raise StorageIOError(f"{self.path}: the file could only be opened for reading")
             if version == schema.NEWEST:
-                schema.verify(connection, self.path)
-            elif version == 1:
+                # That stood in the header. The -wal or a journal, which the connection has read by now, knows better.
+                version = schema.verify(connection, self.path)
+                self._require_migration(version)
+            if version == 1:
                 self._migrate(connection, schema.NEWEST)
             set_journal_mode(connection, self.path, wal=options.wal_mode, timeout=options.busy_timeout)
             if version == 0:
@@ -130,17 +130,25 @@ class SQLiteEngine:
             raise
         return connection
 
+    def _require_migration(self, version: int) -> None:
+        if version == 1 and not self._options.migrate:
+            message = f"{self.path}: the file has schema version 1, and migrate=False keeps it there"
+            raise SchemaVersionError(message)
+
+    def _require_newest(self, version: int, reason: str) -> None:
+        if version != schema.NEWEST:
+            raise SchemaVersionError(f"{self.path}: the file has schema version {version}, and {reason}")
+
     def _open_read_only(self) -> apsw.Connection:
         if not os.path.exists(self.path):
             raise ConfigError(f"db_path: there is no file {self.path}, and read_only=True makes none")
         version = schema.recognise(self.path, self._options.busy_timeout)
-        if version != schema.NEWEST:
-            message = f"{self.path}: the file has schema version {version}, and read_only=True cannot migrate it"
-            raise SchemaVersionError(message)
+        reason = "read_only=True cannot migrate it"
+        self._require_newest(version, reason)
         connection = open_reader(self.path, self._options)
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            schema.verify(connection, self.path)
+            self._require_newest(schema.verify(connection, self.path), reason)
         except BaseException:
             connection.close()
             raise
@@ -150,7 +158,9 @@ class SQLiteEngine:
         """The writer's connection once more, after a fork."""
         connection = open_writer(self.path, self._options)
         try:
-            schema.verify(connection, self.path)
+            self._require_newest(
+                schema.verify(connection, self.path), "another process brought it there: open it again"
+            )
         except BaseException:
             connection.close()
             raise

@@ -274,6 +274,10 @@ def _recognise_once(path: str) -> int:
     header = read_file(path, 0, 100)
     if not header:
         return 0
+    if size_of(path + "-journal") and not header.strip(b"\0"):
+        # Somebody was creating it when the power went: what is right stands in the journal.
+        with _looking(path) as connection:
+            return verify(connection, path)
     if header[:16] != b"SQLite format 3\0":
         raise NotAStorageFileError(f"{path}: the file is no SQLite database")
     application_id = int.from_bytes(header[68:72], "big")
