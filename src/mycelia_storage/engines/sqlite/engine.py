@@ -27,7 +27,7 @@ from mycelia_storage.engines.sqlite.connection import (
     set_journal_mode,
     size_of,
 )
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, one_state, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
@@ -281,7 +281,7 @@ class SQLiteEngine:
 
     def check(self) -> list[str]:
         """SQLite's own integrity check, the schema, and what must hold between the tables."""
-        with self.reading() as connection:
+        with self.reading() as connection, one_state(connection):
             schema.verify(connection, self.path)
             problems = [str(line) for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
             problems += [f"namespace {name!r} is not registered" for (name,) in connection.execute(UNREGISTERED)]

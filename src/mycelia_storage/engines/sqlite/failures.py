@@ -5,7 +5,8 @@ Called wherever the SQLite engine runs SQL.
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+from typing import TYPE_CHECKING, Final
 
 import apsw
 
@@ -22,6 +23,9 @@ from mycelia_storage.errors import (
     StorageIOError,
     StorageReadOnlyError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # What a statement can raise: the driver's errors, and text in a damaged file that is no UTF-8.
 DRIVER_ERRORS: Final = (apsw.Error, UnicodeDecodeError)
@@ -90,3 +94,16 @@ def roll_back(connection: apsw.Connection) -> None:
     """Undo an open transaction; after some errors SQLite has done so already."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def one_state(connection: apsw.Connection) -> Iterator[None]:
+    """Let several statements that read see one state of the file, whatever other connections commit meanwhile."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        roll_back(connection)

@@ -26,6 +26,7 @@ import apsw
 
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.sqlite.connection import copy_file, open_to_look, read_file, size_of
+from mycelia_storage.engines.sqlite.failures import one_state
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
 from mycelia_storage.errors import (
     NotAStorageFileError,
@@ -195,6 +196,11 @@ def verify(connection: apsw.Connection, path: str) -> int:
     Raises SchemaVersionError for a newer file, NotAStorageFileError for one that is not ours, StorageCorruptError for
     one of ours whose tables are not as they should be.
     """
+    with one_state(connection):  # others create and drop indexes, and migrate
+        return _verify(connection, path)
+
+
+def _verify(connection: apsw.Connection, path: str) -> int:
     if connection.pragma("encoding") != "UTF-8":
         # SQLite would compare texts by their bytes in UTF-16, which is no order of code points.
         raise NotAStorageFileError(f"{path}: this database keeps its texts in UTF-16: copy it into one in UTF-8")

@@ -15,7 +15,7 @@ from mycelia_storage.engines.engine import IndexRow, Member, NamespaceRow, PlanR
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, roll_back
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, one_state, roll_back
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
 from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
@@ -250,15 +250,8 @@ class Statements:
             return _live_of_removed(connection, removed, self._lender.time(now))
 
     def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
-        with self._lender.reading() as connection:
-            if connection.in_transaction:
-                return explain(connection, namespace, query, now, extra)
-            # Several statements on one state: others create and drop indexes.
-            connection.execute("BEGIN")
-            try:
-                return explain(connection, namespace, query, now, extra)
-            finally:
-                roll_back(connection)
+        with self._lender.reading() as connection, one_state(connection):  # others create and drop indexes
+            return explain(connection, namespace, query, now, extra)
 
     def indexes(self) -> list[IndexRow]:
         with self._lender.reading() as connection:
