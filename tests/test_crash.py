@@ -1,0 +1,302 @@
+"""Hazard: processes are killed at any moment, and something acknowledged is lost, half applied, or the file is damaged.
+
+Several processes write to one file: threads that share commits, an asyncio program, one that opens and closes the store
+all the time, one that keeps house. Each worker of each does steps that are told by their number alone, one after the
+other, and says over a pipe which it has done, once the call has returned. They are killed; then each worker's entries
+have to be those after the last step it has told of, or after the one behind it. The file goes on to the next round.
+
+The long form plays 1,000 rounds, and prints what there was:
+
+    pytest --hypothesis-profile=long -n 0 -s tests/test_crash.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from children import Child
+
+from mycelia_storage import open_storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    State = dict[str, Any]
+    Worker = tuple[int, str]  # the round, and its name
+
+SHORT = {True: 13, False: 7}  # rounds, with a WAL and without
+LONG = {True: 700, False: 300}
+ROUNDS_A_FILE = 20
+LONGEST_LIFE = 0.1  # seconds after each has told of its first step
+
+# What all programs have in common: it forks them, so that a round does not begin with four interpreters starting.
+COMMON = """
+import asyncio, json, os, random, signal, threading, traceback
+import apsw
+from mycelia_storage import open_async_storage, open_storage
+
+def told(worker, number):
+    os.write(1, f"{worker} {number}\\n".encode())
+
+def failed(*_):
+    os.write(1, f"failed {traceback.format_exc()!r}\\n".encode())
+    os._exit(1)
+
+threading.excepthook = failed
+apsw.connection_hooks.append(lambda connection: connection.wal_autocheckpoint(8))
+"""
+
+FORKS = """
+print("ready", flush=True)
+for line in sys.stdin:
+    path, is_wal, round, order = json.loads(line)
+    options = {"wal_mode": is_wal, "busy_timeout": 60}
+    crew = {}
+    for program in order:
+        crew[program] = os.fork()
+        if not crew[program]:
+            try:
+                PROGRAMS[program]()
+            except BaseException:
+                failed()
+            signal.pause()
+    os.write(1, f"crew {json.dumps(crew)}\\n".encode())
+    ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in crew.values()]
+    os.write(1, f"over {json.dumps(ends)}\\n".encode())
+"""
+
+STEPS = """
+def step(store, worker, number):
+    space = f"{round} {worker}"
+    kind = number % 6
+    if kind == 0:
+        store.set("single", number, namespace=space)
+    elif kind == 1:
+        store.set_many({"left": number, "right": number}, namespace=space)
+    elif kind == 2:
+        store.increment("count", namespace=space)
+    elif kind == 3:
+        with store.transaction() as tx:
+            tx.set("left", -number, namespace=space)
+            try:
+                with tx.transaction() as inner:
+                    inner.clear(namespace=space)
+                    inner.set("never", number, namespace=space)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            tx.set("right", -number, namespace=space)
+            tx.set("big", "b" * 5000, namespace=space)
+    elif kind == 4:
+        store.set("gone", number, namespace=space, durable=number % 4 == 0)
+    else:
+        store.delete("gone", namespace=space)
+"""
+
+THREADS = """
+def threads():
+    store = open_storage(path, **options)
+    def work(worker):
+        number = 0
+        while True:
+            number += 1
+            step(store, worker, number)
+            told(worker, number)
+    for n in range(4):
+        threading.Thread(target=work, args=(f"thread{n}",)).start()
+    signal.pause()
+"""
+
+ASYNCIO = """
+async def astep(store, worker, number):
+    space = f"{round} {worker}"
+    kind = number % 6
+    if kind == 0:
+        await store.set("single", number, namespace=space)
+    elif kind == 1:
+        await store.set_many({"left": number, "right": number}, namespace=space)
+    elif kind == 2:
+        await store.increment("count", namespace=space)
+    elif kind == 3:
+        async with store.transaction() as tx:
+            await tx.set("left", -number, namespace=space)
+            try:
+                async with tx.transaction() as inner:
+                    await inner.clear(namespace=space)
+                    await inner.set("never", number, namespace=space)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            await tx.set("right", -number, namespace=space)
+            await tx.set("big", "b" * 5000, namespace=space)
+    elif kind == 4:
+        await store.set("gone", number, namespace=space, durable=number % 4 == 0)
+    else:
+        await store.delete("gone", namespace=space)
+
+async def work(store, worker):
+    number = 0
+    while True:
+        number += 1
+        await astep(store, worker, number)
+        told(worker, number)
+
+async def main():
+    async with open_async_storage(path, **options) as store:
+        await asyncio.gather(*(work(store, f"task{n}") for n in range(8)))
+
+def tasks():
+    asyncio.run(main())
+"""
+
+OTHERS = """
+def opener():
+    number = 0
+    while True:
+        with open_storage(path, **options) as store:
+            for _ in range(2):
+                number += 1
+                step(store, "opener", number)
+                told("opener", number)
+
+def keeper():
+    store = open_storage(path, **options)
+    number = 0
+    while True:
+        for _ in range(3):
+            number += 1
+            step(store, "keeper", number)
+            told("keeper", number)
+        store.set("expires", 1, namespace="house", ttl=0.0001)
+        store.optimize()
+        store.create_index("n", namespace="house", name="house")
+        store.set(f"{number % 9}", {"n": number}, namespace="house")
+        store.drop_index("house")
+
+PROGRAMS = {"thread": threads, "task": tasks, "opener": opener, "keeper": keeper}
+"""
+
+NURSERY = COMMON + STEPS + THREADS + ASYNCIO + OTHERS + FORKS
+PROGRAMS = ("thread", "task", "opener", "keeper")
+WORKERS = [*(f"thread{n}" for n in range(4)), *(f"task{n}" for n in range(8)), "opener", "keeper"]
+
+
+def after(steps: int) -> State:
+    """A worker's entries after so many steps."""
+    state: State = {}
+    for number in range(1, steps + 1):
+        match number % 6:
+            case 0:
+                state["single"] = number
+            case 1:
+                state |= {"left": number, "right": number}
+            case 2:
+                state["count"] = state.get("count", 0) + 1
+            case 3:
+                state |= {"left": -number, "right": -number, "big": "b" * 5000}
+            case 4:
+                state["gone"] = number
+            case _:
+                state.pop("gone", None)
+    return state
+
+
+class Nursery:
+    """The process that forks those that are killed."""
+
+    def __init__(self) -> None:
+        self.child = Child(NURSERY)
+        assert self.child.line() == "ready", self.child.output()
+
+    def play(self, path: Path, number: int, chance: random.Random, *, wal_mode: bool) -> Counter[str]:
+        """Let them write, and kill each in its own time; gives how many steps each worker has told of."""
+        order = chance.sample(PROGRAMS, len(PROGRAMS))
+        assert self.child.process.stdin is not None
+        self.child.process.stdin.write(json.dumps([str(path), wal_mode, number, order]) + "\n")
+        self.child.process.stdin.flush()
+        told: Counter[str] = Counter()
+        crew: dict[str, int] = {}
+        waits = chance.random() < 0.75  # else some die while they open the store
+        while not crew or (waits and not all(any(name.startswith(program) for name in told) for program in PROGRAMS)):
+            word, _, rest = self.child.line().partition(" ")
+            if word == "crew":
+                crew = json.loads(rest)
+            else:
+                self._note(told, word, rest)
+        self._kill(crew, chance)
+        while True:
+            word, _, rest = self.child.line().partition(" ")
+            if word == "over":
+                assert set(json.loads(rest)) == {-signal.SIGKILL}
+                return told
+            self._note(told, word, rest)
+
+    @staticmethod
+    def _kill(crew: dict[str, int], chance: random.Random) -> None:
+        past = 0.0
+        for moment, pid in sorted((chance.uniform(0, LONGEST_LIFE), pid) for pid in crew.values()):
+            time.sleep(moment - past)
+            past = moment
+            os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
+    def _note(told: Counter[str], worker: str, number: str) -> None:
+        assert worker not in {"", "failed"}, number
+        assert int(number) == told[worker] + 1
+        told[worker] = int(number)
+
+
+def look(path: Path, told: dict[Worker, int], *, wal_mode: bool) -> dict[Worker, State]:
+    """Open the file after a crash; gives what every worker of every round so far has left."""
+    with open_storage(path, wal_mode=wal_mode, busy_timeout=1) as store:
+        store.check()
+        found = {}
+        for worker in told:
+            own = store.namespace(f"{worker[0]} {worker[1]}")
+            found[worker] = own.get_many(own.list_keys())
+        store.set("next", 1)
+    return found
+
+
+@pytest.mark.parametrize("wal_mode", [True, False], ids=["wal", "journal"])
+def test_killed_processes_lose_nothing_they_acknowledged(
+    tmp_path: Path, request: pytest.FixtureRequest, wal_mode: bool
+) -> None:
+    is_long = request.config.getoption("--hypothesis-profile") == "long"
+    rounds = (LONG if is_long else SHORT)[wal_mode]
+    chance = random.Random()
+    acknowledged = unacknowledged = silent = 0
+    told: dict[Worker, int] = {}  # of the rounds on the present file
+    nursery = Nursery()
+    try:
+        for number in range(rounds):
+            path = tmp_path / f"{number // ROUNDS_A_FILE}.db"
+            if number % ROUNDS_A_FILE == 0:
+                told.clear()
+            last = nursery.play(path, number, chance, wal_mode=wal_mode)
+            told |= {(number, name): last[name] for name in WORKERS}
+            found = look(path, told, wal_mode=wal_mode)
+            for worker, state in found.items():
+                steps = told[worker]
+                if state == after(steps + 1) != after(steps):
+                    unacknowledged += 1
+                    told[worker] = steps + 1  # it is on the disk, and has to stay there
+                else:
+                    assert state == after(steps), f"{worker} has told of {steps} steps, in round {number}"
+            acknowledged += last.total()
+            silent += sum(not last[name] for name in WORKERS)
+    finally:
+        nursery.child.kill()
+    print(
+        f"{'wal' if wal_mode else 'journal'}: {rounds} rounds, {rounds * len(PROGRAMS)} processes killed, "
+        f"{acknowledged} steps acknowledged, {unacknowledged} more on the disk, "
+        f"{silent} workers killed before their first"
+    )
+    assert acknowledged > 3 * rounds, "they were killed before they could begin"

@@ -1,0 +1,451 @@
+"""Hazard: the power fails, and a file is damaged, half a transaction is there, or what was acknowledged is gone.
+
+Workloads run on a recorded disk (`recording.py`). For every position of the log, in several ways to tear what was on
+its way, the disk is rebuilt and opened: it has to be whole, and its state the one after some step that had begun, and
+where the settings promise it, none before the last that was acknowledged.
+
+The long form takes every position in more ways, a hundred points and more of every combination, and prints how many:
+
+    pytest --hypothesis-profile=long -n 0 -s tests/test_power_loss.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import tempfile
+from collections import Counter
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import apsw
+import pytest
+from recording import MODES, Disk, recording
+from stepping import Held, Workers, line_up, result, until
+
+from mycelia_storage import Storage, StorageError, open_storage
+from mycelia_storage.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from recording import Log, Mode
+
+    Rows = frozenset[tuple[Any, ...]]
+    State = tuple[Rows, Rows, Rows]  # entries, namespaces, indexes
+    Workload = Callable[["Play"], None]
+
+LEAST_POINTS = 100  # of each of the eighty combinations of a setting and a workload, in the long form
+FEW_PAGES = 4  # in a -wal: then it is written back
+
+ROWS = "SELECT namespace, key, value, metadata FROM storage_entries"
+NAMESPACES = "SELECT name FROM storage_namespaces WHERE name <> 'default'"
+INDEXES = "SELECT name, namespace, fields, is_unique FROM storage_indexes"
+
+
+class Setting(NamedTuple):
+    """How a store is opened, whether its writes ask for more, and what that promises."""
+
+    name: str
+    options: dict[str, Any]
+    durable: bool = False
+    promises: bool = False  # that every acknowledged step survives
+
+
+SETTINGS = (
+    Setting("NORMAL", {"synchronous": "NORMAL"}),
+    Setting("FULL", {"synchronous": "FULL"}, promises=True),
+    Setting("EXTRA", {"synchronous": "EXTRA"}, promises=True),
+    Setting("NORMAL, durable", {"synchronous": "NORMAL"}, durable=True),
+    Setting("journal, NORMAL", {"synchronous": "NORMAL", "wal_mode": False}),
+    # The deletion of the journal is the commit, and FULL does not synchronize the directory.
+    Setting("journal, FULL", {"synchronous": "FULL", "wal_mode": False}),
+    Setting("journal, EXTRA", {"synchronous": "EXTRA", "wal_mode": False}, promises=True),
+    Setting("journal, NORMAL, durable", {"synchronous": "NORMAL", "wal_mode": False}, durable=True),
+)
+OFF = (
+    Setting("OFF", {"synchronous": "OFF"}, promises=True),
+    Setting("journal, OFF", {"synchronous": "OFF", "wal_mode": False}, promises=True),
+)
+
+
+class Play:
+    """A workload in its course: it opens stores, takes steps, and notes the state after each."""
+
+    def __init__(self, log: Log, path: str, setting: Setting) -> None:
+        self._log = log
+        self._path = path
+        self._setting = setting
+        self.clock = FakeClock()
+        self.states = [state_of(path)]
+        # For the verbs that take it.
+        self.durable: dict[str, Any] = {"durable": True} if setting.durable else {}
+
+    def open(self, **options: Any) -> Storage:
+        return open_storage(self._path, clock=self.clock, **self._setting.options, **options)
+
+    def step(self, call: Callable[[], object], *, durable: bool = True) -> Any:
+        """One change. `durable=False` says that the call could not ask for more than the setting gives."""
+        number = len(self.states)
+        self._log.begin(number)
+        found = call()
+        self.states.append(state_of(self._path))
+        self._acknowledge(number, durable=durable)
+        return found
+
+    def steps_together(self, store: Storage, calls: list[Callable[[], object]], changes: list[dict[str, str]]) -> None:
+        """Several changes that share a commit, by threads that are told each for itself."""
+        first = len(self.states)
+        rows, namespaces, made = self.states[-1]
+        for change in changes:
+            kept = {row for row in rows if row[1] not in change}
+            rows = frozenset(kept | {("default", key, value, None) for key, value in change.items()})
+            self.states.append((rows, namespaces, made))
+        self._log.begin(len(self.states) - 1)
+
+        def told(number: int, call: Callable[[], object]) -> None:
+            call()
+            self._acknowledge(number, durable=True)
+
+        with Workers() as workers, Held(store) as held:
+            members = [lambda n=n, call=call: told(first + n, call) for n, call in enumerate(calls)]
+            futures = line_up(store, workers, members)
+            held.let_go()
+            until(lambda: all(future.done() for future in futures), "the end of every write")
+            for future in futures:
+                result(future)
+        assert state_of(self._path) == self.states[-1]
+
+    def _acknowledge(self, number: int, *, durable: bool) -> None:
+        if self._setting.promises or (self._setting.durable and durable):
+            self._log.acknowledge(number)
+
+
+def state_of(path: str) -> State:
+    """What a file holds, whatever its version, without the library. Nothing where it has no tables."""
+    if not os.path.exists(path):
+        return frozenset(), frozenset(), frozenset()
+    with closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, vfs="unix")) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        rows = connection.execute(ROWS).fetchall() if "storage_entries" in tables else []
+        names = connection.execute(NAMESPACES).fetchall() if "storage_namespaces" in tables else []
+        made = connection.execute(INDEXES).fetchall() if "storage_indexes" in tables else []
+    return frozenset(rows), frozenset(names), frozenset(made)
+
+
+# ---- workloads
+
+
+class UndoError(Exception):
+    """Ends a transaction that is not to be."""
+
+
+def sets(play: Play) -> None:
+    with play.open() as store:
+        for number in range(4):
+            play.step(lambda: store.set("a", number, **play.durable))  # noqa: B023 - called at once
+            play.step(lambda: store.set(f"new {number}", "x" * 300, **play.durable))  # noqa: B023
+        play.step(lambda: store.delete("new 1", **play.durable))
+        play.step(lambda: store.increment("a", **play.durable))
+        play.step(lambda: store.set("a", "y" * 9000, metadata={"m": 1}, **play.durable))
+
+
+def batches(play: Play) -> None:
+    with play.open() as store:
+        for number in range(3):
+            rows = {f"{n:03}": [number, "z" * 200] for n in range(60)}
+            play.step(lambda: store.set_many(rows, namespace=f"batch {number % 2}", **play.durable))  # noqa: B023
+        play.step(lambda: store.delete_many([f"{n:03}" for n in range(0, 60, 2)], namespace="batch 0", **play.durable))
+        play.step(lambda: store.clear(namespace="batch 1"), durable=False)
+        play.step(lambda: store.set("last", 1, **play.durable))
+
+
+def shared_commits(play: Play) -> None:
+    with play.open() as store:
+        play.step(lambda: store.set("warm", 0, **play.durable))
+        for number in range(4):
+            changes = [{f"{n}:left": str(number), f"{n}:right": str(number)} for n in range(5)]
+            calls: list[Callable[[], object]] = [
+                lambda n=n: store.set_many(  # type: ignore[misc]
+                    {f"{n}:left": number, f"{n}:right": number},  # noqa: B023 - called at once
+                    # One is enough for all.
+                    **(play.durable if n == number else {}),  # noqa: B023
+                )
+                for n in range(5)
+            ]
+            play.steps_together(store, calls, changes)
+
+
+def transactions(play: Play) -> None:
+    def change(store: Storage, number: int) -> None:
+        with store.transaction(**play.durable) as tx:
+            tx.set("left", number)
+            tx.set_many({f"{n}": ["t" * 150, number] for n in range(40)})
+            with suppress(UndoError), tx.transaction() as inner:
+                inner.set("undone", number)
+                inner.clear()
+                raise UndoError
+            with tx.transaction() as inner:
+                inner.delete(f"{number}")
+                inner.set("right", number)
+
+    def leave(store: Storage) -> None:
+        with suppress(UndoError), store.transaction() as tx:
+            tx.clear()
+            raise UndoError
+
+    with play.open() as store:
+        for number in range(3):
+            play.step(lambda: change(store, number))  # noqa: B023 - called at once
+            play.step(lambda: leave(store))
+            play.step(lambda: store.run_transaction(lambda tx: tx.increment("n"), **play.durable))
+
+
+def indexes(play: Play) -> None:
+    people = {f"{n:03}": {"age": n % 7, "name": f"{n}"} for n in range(80)}
+    with play.open() as store:
+        play.step(lambda: store.set_many(people, namespace="people", **play.durable))
+        play.step(lambda: store.create_index("age", namespace="people"), durable=False)
+        play.step(lambda: store.create_index("name", namespace="people", unique=True, name="names"), durable=False)
+        play.step(lambda: store.set("080", {"age": 1, "name": "80"}, namespace="people", **play.durable))
+        play.step(lambda: store.drop_index("names"), durable=False)
+        play.step(lambda: store.delete("003", namespace="people", **play.durable))
+
+
+def expiry(play: Play) -> None:
+    with play.open() as store:
+        fleeting = {f"{n:03}": "e" * 200 for n in range(60)}
+        play.step(lambda: store.set_many(fleeting, ttl=60, **play.durable))
+        play.step(lambda: store.set("stays", 1, **play.durable))
+        play.clock.advance(61)
+        play.step(store.optimize, durable=False)
+        play.step(lambda: store.set("000", 2, ttl=1, **play.durable))
+        play.clock.advance(2)
+        play.step(lambda: store.set("000", 3, **play.durable))
+
+
+def checkpoints(play: Play) -> None:
+    for number in range(3):
+        with play.open() as store:
+            for n in range(6):
+                play.step(lambda: store.set(f"{n}", [number] * 500, **play.durable))  # noqa: B023 - called at once
+            play.step(store.optimize, durable=False)
+            play.step(lambda: store.set("after", number, **play.durable))  # noqa: B023
+
+
+def up(play: Play) -> None:
+    play.step(lambda: play.open().close(), durable=False)
+    with play.open() as store:
+        play.step(lambda: store.set("later", 1, **play.durable))
+
+
+def down(play: Play) -> None:
+    with play.open() as store:
+        play.step(lambda: store.set("before", 1, **play.durable))
+        play.step(lambda: store.migrate(to=1), durable=False)
+    up(play)
+
+
+def other_journal(play: Play) -> None:
+    """The file goes from one journal mode to the other and back."""
+    setting = play._setting
+    for wal_mode in (True, False, True):
+        # Without WAL less is promised.
+        options = {**setting.options, "wal_mode": wal_mode}
+        is_promised = setting.durable or options["synchronous"] == "EXTRA"
+        play._setting = setting._replace(options=options, promises=is_promised and setting.promises)
+        with play.open() as store:
+            play.step(lambda: store.set("journal", wal_mode, **play.durable))  # noqa: B023 - called at once
+            play.step(lambda: store.set_many({f"{n}": wal_mode for n in range(50)}, **play.durable))  # noqa: B023
+    play._setting = setting
+
+
+def nothing_before(path: str) -> None:
+    """The workload makes the file."""
+
+
+def some_before(path: str) -> None:
+    with open_storage(path, clock=FakeClock()) as store:
+        store.set_many({f"old {n}": "o" * 100 for n in range(30)})
+        store.set_many({f"{n:03}": "p" * 100 for n in range(30)}, namespace="older")
+
+
+def version_1_before(path: str) -> None:
+    some_before(path)
+    with open_storage(path, clock=FakeClock()) as store:
+        store.set_many({f"old {n}": "o" * 100 for n in range(30, 90)}, metadata={"m": 1})
+        store.migrate(to=1)
+
+
+WORKLOADS: tuple[tuple[Workload, Callable[[str], None]], ...] = (
+    (sets, nothing_before),
+    (batches, some_before),
+    (shared_commits, some_before),
+    (transactions, some_before),
+    (indexes, some_before),
+    (expiry, some_before),
+    (checkpoints, nothing_before),
+    (up, version_1_before),
+    (down, some_before),
+    (other_journal, some_before),
+)
+
+
+# ---- the verdict
+
+
+class Course(NamedTuple):
+    """What a workload has done to the disk, and the state after each of its steps."""
+
+    log: Log
+    states: list[State]
+    options: dict[str, Any]
+
+
+@pytest.fixture
+def scratch() -> Iterator[str]:
+    """In memory where there is such a directory: thousands of disks are written here."""
+    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        yield os.path.realpath(name)
+
+
+@pytest.fixture(autouse=True)
+def written_back_early() -> Iterator[None]:
+    """So that checkpoints fall into every workload."""
+
+    def hook(connection: apsw.Connection) -> None:
+        connection.wal_autocheckpoint(FEW_PAGES)
+
+    apsw.connection_hooks.append(hook)
+    yield
+    apsw.connection_hooks.remove(hook)
+
+
+def record(scratch: str, workload: Workload, prepare: Callable[[str], None], setting: Setting) -> Course:
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        path = os.path.join(directory, "store.db")
+        prepare(path)
+        with recording(directory) as log:
+            play = Play(log, path, setting)
+            workload(play)
+        assert any(event.kind == "write" for event in log.events), "the library has opened its file past the recording"
+    return Course(log, play.states, setting.options)
+
+
+def cuts(course: Course, modes: tuple[Mode, ...], stride: int) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
+    """What may be left at every `stride`-th position, with the first and the last step whose state it may show.
+
+    A position lies before something that changes the disk: after everything that was acknowledged until then.
+    """
+    disk, least, last, position = Disk(course.log.before), 0, 0, 0
+    for number, event in enumerate((*course.log.events, None)):
+        if event is not None and event.kind == "begin":
+            last = event.offset
+        elif event is not None and event.kind == "acknowledge":
+            least = max(least, event.offset)
+        else:
+            position += 1
+            if position % stride == 0 or event is None:
+                for way, mode in enumerate(modes):
+                    seed = f"{number} {way}"
+                    where = f"before event {number} ({event and event.kind} of {event and event.name}), {mode}"
+                    yield where, disk.after_a_cut(mode, random.Random(seed)), least, last
+            if event is not None:
+                disk.do(event)
+
+
+def verdict(path: str, course: Course, left: dict[str, bytes], least: int, last: int) -> str:
+    """ "" for a disk that is as promised, or what is wrong: "damaged", "half" or "lost"."""
+    for end in ("", "-wal", "-journal", "-shm"):
+        if os.path.exists(path + end):
+            os.unlink(path + end)
+    for name, content in left.items():
+        with open(os.path.join(os.path.dirname(path), name), "wb") as file:
+            file.write(content)
+    options = {**course.options, "synchronous": "OFF"}  # the rebuilt disk needs no syncs
+    try:
+        with open_storage(path, clock=FakeClock(), **options) as store:
+            store.check()
+        found = state_of(path)
+    except (StorageError, apsw.Error) as error:
+        return f"damaged: {error!r}"
+    if found in course.states[least : last + 1]:
+        return ""
+    return "lost" if found in course.states else "half"
+
+
+def judge(scratch: str, course: Course, modes: tuple[Mode, ...], stride: int) -> tuple[int, dict[str, str]]:
+    """How many points there were, and what was wrong at which."""
+    points, wrong = 0, {}
+    seen: dict[tuple[Any, ...], str] = {}
+    path = os.path.join(scratch, "store.db")
+    for where, left, least, last in cuts(course, modes, stride):
+        points += 1
+        same = (tuple(sorted(left.items())), least, last)
+        if same not in seen:
+            seen[same] = verdict(path, course, left, least, last)
+        if seen[same]:
+            wrong[where] = seen[same]
+    return points, wrong
+
+
+def kinds_of(wrong: dict[str, str]) -> Counter[str]:
+    return Counter(text.partition(":")[0] for text in wrong.values())
+
+
+@pytest.fixture(scope="module")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--hypothesis-profile") == "long")
+
+
+# ---- tests
+
+
+@pytest.mark.parametrize(("workload", "prepare"), WORKLOADS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_power_cut_leaves_a_whole_file_and_what_was_promised(
+    scratch: str, setting: Setting, workload: Workload, prepare: Callable[[str], None], is_long: bool
+) -> None:
+    modes: tuple[Mode, ...] = (*MODES, "subset", "torn") if is_long else MODES
+    course = record(scratch, workload, prepare, setting)
+    points, wrong = judge(scratch, course, modes, 1 if is_long else 10)
+    assert not wrong, f"{kinds_of(wrong)} of {points}; first: {next(iter(wrong.items()))}"
+    print(f"{setting.name}, {workload.__name__}: {points} points, {course.log.acknowledged} promises, nothing wrong")
+    assert points >= (LEAST_POINTS if is_long else 10)
+
+
+@pytest.mark.parametrize("setting", OFF, ids=lambda setting: setting.name)
+def test_without_synchronizing_the_same_test_finds_damage_and_loss(
+    scratch: str, setting: Setting, is_long: bool
+) -> None:
+    """The control: a test that passes here would prove nothing."""
+    found: Counter[str] = Counter()
+    total = 0
+    for workload, prepare in WORKLOADS[: 10 if is_long else 4]:
+        course = record(scratch, workload, prepare, setting)
+        points, wrong = judge(scratch, course, MODES, 1 if is_long else 10)
+        total += points
+        found += kinds_of(wrong)
+        assert wrong, workload.__name__
+    print(f"{setting.name}: {total} points, {dict(found)}")
+    assert found["damaged"] > 0
+    assert found["lost"] > 0
+
+
+@pytest.mark.parametrize("name", ["NORMAL", "journal, FULL"])
+def test_what_is_not_promised_is_really_lost(scratch: str, name: str, is_long: bool) -> None:
+    """Acknowledged steps may be gone, and are: `durable=True` is not what one has anyway. Nothing else is wrong."""
+    (setting,) = (setting._replace(promises=True) for setting in SETTINGS if setting.name == name)
+    points, wrong = judge(scratch, record(scratch, sets, nothing_before, setting), MODES, 1 if is_long else 5)
+    print(f"{name}: {points} points, {dict(kinds_of(wrong))}")
+    assert set(kinds_of(wrong)) == {"lost"}
+
+
+def test_the_same_seed_leaves_the_same_disk(scratch: str) -> None:
+    """What a failure names can be looked at again."""
+    course = record(scratch, transactions, some_before, SETTINGS[0])
+    once, again = (list(itertools.islice(cuts(course, MODES, 3), 200)) for _ in range(2))
+    assert once == again
+    assert len({tuple(sorted(left.items())) for _, left, _, _ in once}) > 50
