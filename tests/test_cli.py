@@ -357,7 +357,7 @@ def test_interrupted_is_130(shell: Shell) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # Where the tests run in the background of a shell, the child would inherit that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
