@@ -80,6 +80,8 @@ transaction(*, read_only=False, isolation=None, durable=None, wait=None, max_dur
 run_transaction(function, *, attempts=50, deadline=30.0, isolation=None, durable=None)
 get_status()
 check()
+backup(path, *, overwrite=False, progress=None)
+restore(path, *, progress=None)
 optimize()
 migrate(*, to=None)
 close()
@@ -225,6 +227,7 @@ def test_failed_syncs_are_unknown_outcomes_only_where_a_commit_hangs_on_them() -
 def test_type_hints_of_public_values_resolve() -> None:
     for name in (
         "CheckReport",
+        "CopyProgress",
         "Entry",
         "LoadProblem",
         "LoadReport",

@@ -7,6 +7,7 @@ from mycelia_storage.aio import AsyncNamespace, AsyncScan, AsyncStorage, AsyncTr
 from mycelia_storage.arguments import KEEP, MISSING
 from mycelia_storage.entries import (
     CheckReport,
+    CopyProgress,
     Entry,
     IndexInfo,
     LoadProblem,
@@ -76,6 +77,7 @@ __all__ = [
     "CheckReport",
     "ConfigError",
     "ContractError",
+    "CopyProgress",
     "Entry",
     "Field",
     "Filter",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, final
 
 import msgspec
 
@@ -140,6 +140,23 @@ class CheckReport(msgspec.Struct, frozen=True):
     entries: int
     namespaces: int
     seconds: float
+
+
+# What a backup or a restore does just now: copying a file's pages, checking the copy, writing it into the store.
+CopyStep: TypeAlias = Literal["copying", "checking", "restoring"]
+
+
+@final
+class CopyProgress(msgspec.Struct, frozen=True):
+    """How far a backup or a restore is: `done` of `total` parts of a `step`.
+
+    The steps are "copying", "checking" and, of a restore, "restoring". The parts are the file's pages; while a store in
+    memory is copied, its entries. A check does not tell how far it is: its `done` stays 0.
+    """
+
+    step: CopyStep
+    done: int
+    total: int
 
 
 def entry_of(namespace: str, row: Row) -> Entry[Any]:

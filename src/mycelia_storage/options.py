@@ -225,6 +225,12 @@ def _resolve(path: object, base_dir: object) -> str:
     return resolved
 
 
+def file_path(name: str, value: object) -> str:
+    """The absolute path of a file that an argument names, symlinks followed up to its directory. Raises ConfigError."""
+    directory, base = os.path.split(os.path.abspath(_path_text(name, value)))
+    return os.path.join(os.path.realpath(directory), base)
+
+
 def _path_text(option: str, value: object) -> str:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):

@@ -19,6 +19,7 @@ from mycelia_storage.engines.memory import MemoryEngine
 from mycelia_storage.engines.sqlite import SQLiteEngine
 from mycelia_storage.entries import CheckReport, Status
 from mycelia_storage.errors import (
+    InvalidValueError,
     StorageBusyError,
     StorageClosedError,
     StorageCorruptError,
@@ -26,7 +27,7 @@ from mycelia_storage.errors import (
     StorageReadOnlyError,
 )
 from mycelia_storage.keys import KeyRange, check_key
-from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, read_options
+from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, file_path, read_options
 from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.sharing import SharedVerbs
 from mycelia_storage.transaction import Home, Owner, Transaction
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mycelia_storage.engines.engine import Engine, Isolation, Primitives, Row, Snapshot
+    from mycelia_storage.entries import CopyProgress
     from mycelia_storage.query import StorageQuery
     from mycelia_storage.sharing import Call
 
@@ -235,6 +237,44 @@ class Storage(Verbs):
         except StorageCorruptError as error:
             return [str(error)]
 
+    def backup(
+        self,
+        path: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Callable[[CopyProgress], object] | None = None,
+    ) -> None:
+        """Write a SQLite file of the store as it is now, while others go on to read and write.
+
+        The file is only for its owner to read, and is looked through and on the disk before it gets its name; whatever
+        fails leaves none. One that is there is refused with a ConfigError, unless `overwrite` is True. `progress` is
+        called again and again with a `CopyProgress`; what it raises cancels the backup.
+        Raises StorageCorruptError where the store itself is damaged, StorageFullError, StorageIOError.
+        """
+        engine = self._home.engine()
+        if not isinstance(overwrite, bool):
+            raise InvalidValueError(f"overwrite: {type(overwrite).__name__} is neither True nor False")
+        _check_progress(progress)
+        engine.backup(file_path("path", path), overwrite=overwrite, progress=progress)
+
+    def restore(self, path: str | PathLike[str], *, progress: Callable[[CopyProgress], object] | None = None) -> None:
+        """Put what a file holds, a backup for one, in place of everything in the store, indexes included, in one step.
+
+        The file is only read. It is looked through first, and brought to the newest version where it is older. Other
+        threads and processes read the old state until the new one is there; what fails, or is cancelled by what
+        `progress` raises, leaves the old one. Afterwards the restored state survives a power cut.
+        Raises NotAStorageFileError, SchemaVersionError, StorageCorruptError for a file that cannot be taken.
+        """
+        self._writing()
+        _check_progress(progress)
+        source = file_path("path", path)
+        who = self._home.enter()
+        try:
+            self._engine.restore(source, progress=progress)
+        finally:
+            self._home.leave(who)
+        self._expiring()
+
     def optimize(self) -> None:
         """Remove what has expired, and let the engine do its upkeep. Safe at any time, worth a call now and then."""
         while self._writing().purge(self._now(), _PURGED_AT_ONCE) == _PURGED_AT_ONCE:
@@ -343,6 +383,11 @@ class Storage(Verbs):
             snapshot.rollback()
 
         return rows, end, now
+
+
+def _check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise InvalidValueError(f"progress: a function is needed, not {type(progress).__name__}")
 
 
 def _every_row(snapshot: Snapshot, namespace: str) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, assert_type
 from mycelia_storage import (
     KEEP,
     CheckReport,
+    CopyProgress,
     Entry,
     LoadReport,
     Namespace,
@@ -91,6 +92,15 @@ def finding(store: Storage) -> None:
     assert_type(store.namespace_info("a"), NamespaceInfo)
     assert_type(store.get_status(), Status)
     assert_type(store.check(), CheckReport)
+
+
+def copies(store: Storage, path: Path) -> None:
+    def show(progress: CopyProgress) -> None:
+        assert_type(progress.done, int)
+
+    store.backup("backup.db")
+    store.backup(path, overwrite=True, progress=show)
+    store.restore(path, progress=lambda progress: None)
 
 
 def views(store: Storage) -> None:

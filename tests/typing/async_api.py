@@ -94,6 +94,8 @@ async def finding(store: AsyncStorage) -> None:
     assert_type(await store.namespace_info("a"), NamespaceInfo)
     assert_type(await store.get_status(), Status)
     assert_type(await store.check(), CheckReport)
+    await store.backup("backup.db", overwrite=True, progress=print)
+    await store.restore("backup.db")
 
 
 async def tasks(store: AsyncStorage) -> None:

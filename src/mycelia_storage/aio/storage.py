@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
+from contextvars import copy_context
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.threads import Read, Task, Threads, Write, run_in_thread
@@ -22,7 +23,7 @@ from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
     from datetime import timedelta
     from os import PathLike
     from types import TracebackType
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mycelia_storage.engines.engine import Isolation
     from mycelia_storage.options import StorageOptions
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -70,6 +72,22 @@ class Opening:
 
     async def _opened(self) -> AsyncStorage:
         return AsyncStorage(await run_in_thread(self._open, Storage.close))
+
+
+def _copying(
+    verb: Callable[Concatenate[Storage, P], None],
+) -> Callable[Concatenate[AsyncStorage, P], Coroutine[Any, Any, None]]:
+    """The awaited form of a verb on whole files. It has a thread of its own, and is stopped when its task is cancelled.
+
+    The caller's function is called in that thread, and sees the caller's context variables.
+    """
+
+    @functools.wraps(verb)
+    async def call(self: AsyncStorage, /, *args: P.args, **options: P.kwargs) -> None:
+        context = copy_context()
+        await self._copy(lambda storage: context.run(verb, storage, *args, **options))
+
+    return call
 
 
 class AsyncStorage(AsyncVerbs):
@@ -112,6 +130,8 @@ class AsyncStorage(AsyncVerbs):
     # ---- the store
     get_status: Final = querying(Storage.get_status)
     check: Final = querying(Storage.check)
+    backup: Final = _copying(Storage.backup)
+    restore: Final = _copying(Storage.restore)
     optimize: Final = writing_alone(Storage.optimize)
     migrate: Final = writing_alone(Storage.migrate)
 
@@ -231,6 +251,17 @@ class AsyncStorage(AsyncVerbs):
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._threads.loads.submit(Task(function, future))
         return future
+
+    async def _copy(self, function: Callable[[Any], None]) -> None:
+        self._check()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        limit = Limit()
+        self._threads.copies.submit(Task(function, future, limit=limit))
+        try:
+            await future
+        except asyncio.CancelledError:
+            limit.cancel()
+            raise
 
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[Any], Any]], Job]:
         readers = self._threads.holder() if is_held else self._threads.queries

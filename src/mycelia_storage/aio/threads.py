@@ -526,6 +526,8 @@ class Threads:
         self.queries: Readers = Readers(self, "query", max(1, min(_MOST_QUERIES, self._max_readers - 1)))
         # Loads stand in the line of the store with each batch, as everybody does, and keep no other task waiting.
         self.loads: Readers = Readers(self, "loader", 1)
+        # Backups and restores take long, and are made one after the other.
+        self.copies: Readers = Readers(self, "copier", 1)
         self._holders = [Readers(self, f"holder-{number + 1}", 1) for number in range(_HOLDERS)]
         self._next_holder = 0
 
@@ -567,7 +569,7 @@ class Threads:
         deliver(closing)
 
     def _all_readers(self) -> list[Readers]:
-        return [self.short, self.queries, self.loads, *self._holders]
+        return [self.short, self.queries, self.loads, self.copies, *self._holders]
 
     def let_go(self) -> None:
         """End the threads once they are done; nobody waits for that. From any thread, a destructor's included."""

@@ -1,7 +1,8 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
 Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
-verbs that ask what documents contain in `querying`, and those on indexes in `indexes`.
+verbs that ask what documents contain in `querying`, and those on indexes in `indexes`, those on backups in
+`backups`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from mycelia_storage import __version__
-from mycelia_storage.cli import failures, indexes, output, querying
+from mycelia_storage.cli import backups, failures, indexes, output, querying
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
@@ -273,6 +274,10 @@ def check(context: typer.Context) -> None:
         f"nothing wrong with {output.entry_count(found.entries)} in {output.counted(found.namespaces, 'namespace')}"
     )
     output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
+
+
+app.command()(backups.backup)
+app.command()(backups.restore)
 
 
 def _refuse_glued_namespace(arguments: Sequence[str]) -> None:

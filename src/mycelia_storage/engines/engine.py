@@ -25,11 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mycelia_storage.entries import CopyProgress
     from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
     from mycelia_storage.matching import Position
 
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "snapshot", "serializable"]
+
+# Told how far a copy of the store is; what it raises cancels that.
+Progress: TypeAlias = "Callable[[CopyProgress], object]"
 
 
 class Row(NamedTuple):
@@ -291,6 +295,14 @@ class Engine(Protocol):
 
     def check(self) -> list[str]:
         """What is wrong with the engine's own structures, one line each."""
+        ...
+
+    def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
+        """Write a SQLite file of one state of the store, and give it its name once it is known to be good."""
+        ...
+
+    def restore(self, path: str, *, progress: Progress | None) -> None:
+        """Replace everything by what such a file holds, as a whole or not at all."""
         ...
 
     def optimize(self) -> None:

@@ -84,6 +84,8 @@ OF_A_STORE_ONLY: Final[dict[str, StoreCall]] = {
     "run_transaction": lambda store: store.run_transaction(_same),
     "get_status": lambda store: store.get_status(),
     "check": lambda store: store.check(),
+    "backup": lambda store: store.backup("a path that nothing is written to/backup.db"),
+    "restore": lambda store: store.restore("a path that nothing is read from/backup.db"),
     "optimize": lambda store: store.optimize(),
     "migrate": lambda store: store.migrate(),
 }

@@ -250,6 +250,8 @@ class DrivenStorage(DrivenVerbs, Storage):
 
     get_status: Any = driven("get_status")
     check: Any = driven("check")
+    backup: Any = driven("backup")
+    restore: Any = driven("restore")
     optimize: Any = driven("optimize")
     migrate: Any = driven("migrate")
 

@@ -6,6 +6,8 @@ Called by the verbs.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import threading
 import time
 import weakref
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
 from mycelia_storage.engines.line import Line
+from mycelia_storage.engines.memory import files
 from mycelia_storage.engines.memory.state import Changes, State
 from mycelia_storage.engines.memory.view import View
 from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from mycelia_storage.engines.engine import Member, Primitives, Session, Snapshot
+    from mycelia_storage.engines.engine import Member, Primitives, Progress, Session, Snapshot
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
     from mycelia_storage.options import Options
@@ -187,6 +190,7 @@ class MemoryEngine:
     backend = "memory"
 
     def __init__(self, options: Options) -> None:
+        self._options = options
         self.capacity: int | None = options.capacity
         self.lock: AbstractContextManager[object] = threading.RLock()
         self._busy_timeout = options.busy_timeout
@@ -271,6 +275,25 @@ class MemoryEngine:
         """Dictionaries do not break."""
         with self.lock:
             return []
+
+    def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
+        """Write a SQLite file of what is committed."""
+        with self.lock:
+            state = self._state.share()
+        files.write(state, path, self._options, overwrite=overwrite, progress=progress)
+
+    def restore(self, path: str, *, progress: Progress | None) -> None:
+        """Put what such a file holds in place of everything."""
+        with self.lock:
+            pass
+        with tempfile.TemporaryDirectory() as directory:
+            restored = files.read(path, self._options, os.path.join(directory, "store"), progress)
+        session = self.begin(wait=None)
+        try:
+            with self.lock:
+                self._state.become(restored)
+        finally:
+            session.rollback()
 
     def optimize(self) -> None:
         """There are no files to look after."""

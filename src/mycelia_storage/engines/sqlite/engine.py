@@ -18,7 +18,7 @@ import apsw
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
-from mycelia_storage.engines.sqlite import schema
+from mycelia_storage.engines.sqlite import copying, schema
 from mycelia_storage.engines.sqlite.connection import (
     create_file,
     open_reader,
@@ -27,6 +27,7 @@ from mycelia_storage.engines.sqlite.connection import (
     set_journal_mode,
     size_of,
 )
+from mycelia_storage.engines.sqlite.copying import Teller
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, one_state, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.readers import Readers
@@ -45,7 +46,7 @@ from mycelia_storage.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mycelia_storage.engines.engine import Member, Primitives
+    from mycelia_storage.engines.engine import Member, Primitives, Progress
     from mycelia_storage.options import Options
 
 BEGIN: Final = "BEGIN"
@@ -183,7 +184,7 @@ class SQLiteEngine:
             return self._begin_to_read(cursor.connection, lambda: self.readers.give_back(cursor))
         self.writer.begin(durable=durable, wait=wait)
         try:
-            return self._session(self.writer.connection, self.writer.end)
+            return SQLiteSession(self._lend(self.writer.connection, self.writer.end))
         except BaseException:
             roll_back(self.writer.connection)
             self.writer.end()
@@ -202,6 +203,9 @@ class SQLiteEngine:
             return self._begin_to_read(connection, connection.close)
 
     def _begin_to_read(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Session:
+        return SQLiteSession(self._lend_to_read(connection, give_back))
+
+    def _lend_to_read(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Lending:
         try:
             connection.execute(BEGIN)
             connection.execute(PIN).fetchall()
@@ -211,12 +215,12 @@ class SQLiteEngine:
             if isinstance(error, DRIVER_ERRORS):
                 raise self.failure(error) from error
             raise
-        return self._session(connection, give_back)
+        return self._lend(connection, give_back)
 
-    def _session(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Session:
+    def _lend(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Lending:
         lending = Lending(self, connection, give_back)
         self._sessions.add(lending)
-        return SQLiteSession(lending)
+        return lending
 
     def ended(self, lending: Lending) -> None:
         """A session has given its connection back."""
@@ -290,6 +294,46 @@ class SQLiteEngine:
                 for namespace, key in connection.execute(IMPOSSIBLE_ROWS)
             ]
         return problems
+
+    def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
+        """Copy the file, as it is at one moment, while others write."""
+        teller = Teller(progress)
+        with copying.new_file(path, self._options, overwrite=overwrite, store=self.path) as target:
+            lending = self._lend_apart()
+            try:
+                copying.copy_pages(
+                    lending.connection,
+                    target,
+                    f"{self.path} to {path}",
+                    lambda done, total: teller.tell("copying", done, total),
+                    lambda: lending,
+                )
+            finally:
+                lending.rollback()
+            copying.complete(target, path, teller)
+
+    def _lend_apart(self) -> Lending:
+        """A connection that is nobody else's, inside a transaction that reads."""
+        with forking.opening(self.path):
+            connection = self.readers.open()
+            return self._lend_to_read(connection, connection.close)
+
+    def restore(self, path: str, *, progress: Progress | None) -> None:
+        """Write the pages of another file into this one, in one transaction, so that every connection notices."""
+        teller = Teller(progress)
+        with self.reading() as connection:
+            shape = copying.Shape(connection)
+        with copying.prepared(path, self._options, teller, beside=self.path, store=self.path, shape=shape) as source:
+            self.writer.replace(lambda target: self._replace(source, target, path, teller))
+
+    def _replace(self, source: apsw.Connection, target: apsw.Connection, path: str, teller: Teller) -> None:
+        copying.raise_floor(source, copying.greatest_version(target))
+        source.execute(BEGIN)
+        source.execute(PIN).fetchall()
+        what = f"{path} to {self.path}"
+        copying.copy_pages(
+            source, target, what, lambda done, total: teller.tell("restoring", done, total), committing=True
+        )
 
     def optimize(self) -> None:
         """Fresh statistics where SQLite wants them, and the -wal written back."""

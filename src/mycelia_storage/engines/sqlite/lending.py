@@ -29,7 +29,7 @@ class Lending:
 
     def __init__(self, engine: SQLiteEngine, connection: apsw.Connection, give_back: Callable[[], None]) -> None:
         self._engine = engine
-        self._connection = connection
+        self.connection: apsw.Connection = connection
         self._give_back: Callable[[], None] | None = give_back
         # close() ends a session from another thread: between two of its calls, never within one.
         self._lock = threading.RLock()
@@ -45,24 +45,24 @@ class Lending:
 
     def __enter__(self) -> apsw.Connection:
         self._lock.acquire()
-        if self._give_back is None or not self._connection.in_transaction:
+        if self._give_back is None or not self.connection.in_transaction:
             self._lock.release()
             raise self._engine.ended_error()
         if is_limited():
-            self._connection.set_progress_handler(is_over, STEPS_BETWEEN_LOOKS)
-        return self._connection
+            self.connection.set_progress_handler(is_over, STEPS_BETWEEN_LOOKS)
+        return self.connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             if is_limited():
-                self._connection.set_progress_handler(None)
+                self.connection.set_progress_handler(None)
             if isinstance(error, apsw.InterruptError):
                 raise self._engine.failure(error) from error  # a read was stopped, and the transaction goes on
             if isinstance(error, DRIVER_ERRORS):
                 # SQLite undoes the statement, or everything, depending on the error: for the caller it is everything.
-                roll_back(self._connection)
+                roll_back(self.connection)
                 raise self._engine.failure(error) from error
         finally:
             self._lock.release()
@@ -90,7 +90,7 @@ class Lending:
                 return
             self._engine.ended(self)
             try:
-                roll_back(self._connection)
+                roll_back(self.connection)
             except DRIVER_ERRORS as error:
                 raise self._engine.failure(error) from error
             finally:

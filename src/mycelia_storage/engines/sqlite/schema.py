@@ -153,7 +153,7 @@ _DOWN_TO_1: Final = (
 
 _SCHEMA: Final = "SELECT name, sql FROM sqlite_schema"
 _VERSION: Final = "SELECT max(version) FROM schema_version"
-_ALL_OF_1: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
+_ROWS: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
 _NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
 _EXPIRING: Final = "SELECT namespace, key FROM storage_entries WHERE expires_at > ? ORDER BY namespace, key LIMIT 4"
 
@@ -239,7 +239,9 @@ def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
     """From version 1 to 2, inside the caller's transaction. Raises SchemaVersionError that names what is in the way."""
     problems: list[str] = []
     count = 0
-    for problem in _problems_of_1(connection):
+    for problem in problems_of(connection):
+        if problem is None:
+            continue
         count += 1
         if len(problems) < _SHOWN_PROBLEMS:
             problems.append(problem)
@@ -282,7 +284,7 @@ def _recognise_once(path: str) -> int:
         return 0
     if size_of(path + "-journal") and not header.strip(b"\0"):
         # Somebody was creating it when the power went: what is right stands in the journal.
-        with _looking(path) as connection:
+        with looking(path) as connection:
             return verify(connection, path)
     if header[:16] != b"SQLite format 3\0":
         raise NotAStorageFileError(f"{path}: the file is no SQLite database")
@@ -292,12 +294,12 @@ def _recognise_once(path: str) -> int:
     if application_id:
         message = f"{path}: the database belongs to another application (application_id {application_id:#x})"
         raise NotAStorageFileError(message)
-    with _looking(path) as connection:
+    with looking(path) as connection:
         return verify(connection, path)
 
 
 @contextlib.contextmanager
-def _looking(path: str) -> Iterator[apsw.Connection]:
+def looking(path: str) -> Iterator[apsw.Connection]:
     """A connection to a file that may be somebody else's.
 
     One with a rollback journal beside it would be rolled back by whoever reads it, so a copy is read instead.
@@ -337,9 +339,12 @@ def _name(sql: str) -> str:
     return sql.split()[2].partition("(")[0]
 
 
-def _problems_of_1(connection: apsw.Connection) -> Iterator[str]:
-    """What version 2 would not take, a line each."""
-    for namespace, key, value, metadata, created_at, updated_at in connection.execute(_ALL_OF_1):
+def problems_of(connection: apsw.Connection, *, every: int = 0) -> Iterator[str | None]:
+    """What version 2 would not take, in a file of either, a line each; and after so many rows None, where asked for."""
+    for number, row in enumerate(connection.execute(_ROWS), start=1):
+        namespace, key, value, metadata, created_at, updated_at = row
+        if every and not number % every:
+            yield None
         reason = (
             _invalid_name(namespace, key)
             or _invalid_text("the value", value)

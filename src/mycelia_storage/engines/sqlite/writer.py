@@ -339,6 +339,22 @@ class Writer:
         finally:
             self.unlock()
 
+    def replace(self, step: Callable[[apsw.Connection], None]) -> None:
+        """Run a step that rewrites the whole file in a transaction of its own, with the lock held; it is durable."""
+        self.lock(None)
+        self.holder = threading.get_ident()
+        try:
+            self._synchronize(durable=self._options.synchronous != "OFF")
+            step(self.connection)
+            self._patience.timeout = 0.0
+            # It is committed: what cannot be written back now is so another time.
+            with contextlib.suppress(apsw.Error):
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except DRIVER_ERRORS as error:
+            raise self.failure(error) from error
+        finally:
+            self.end()
+
     # ---- the end
 
     def close(self, patience: float) -> None:

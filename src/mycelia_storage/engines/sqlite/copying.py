@@ -1,0 +1,389 @@
+"""Whole files: a backup that takes its place only when it is good, and a source made ready to be restored from.
+
+Called by both engines for `backup` and `restore`.
+
+Nothing is ever written to a file that somebody may be looking for: what is made stands in a file beside it, `.partial`
+at the end of its name, until it is complete, looked at and on the disk. Whatever fails removes that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from mycelia_storage.engines.limits import check_limit
+from mycelia_storage.engines.sqlite import indexes, schema
+from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, open_writer, size_of
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.entries import CopyProgress
+from mycelia_storage.errors import (
+    ConfigError,
+    NotAStorageFileError,
+    SchemaVersionError,
+    StorageBusyError,
+    StorageCorruptError,
+    StorageFullError,
+    StorageIOError,
+    StorageTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from mycelia_storage.entries import CopyStep
+    from mycelia_storage.options import Options
+
+# A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
+PAGES_AT_ONCE: Final = 1024
+_ROWS_BETWEEN_LOOKS: Final = 1000
+_SHOWN_PROBLEMS: Final = 20
+# What SQLite keeps beside a file, in this order.
+BESIDE: Final = ("-journal", "-wal", "-shm")
+
+BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
+COMMIT: Final = "COMMIT"
+INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
+PIN: Final = "SELECT count(*) FROM sqlite_schema"
+GREATEST_VERSION: Final = """
+SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
+           (SELECT ifnull(max(version), 0) FROM storage_entries))"""
+_TABLES: Final = {
+    "schema_version": "version, applied_at",
+    "storage_namespaces": "name, metadata, created_at",
+    "storage_version_floor": "id, version",
+    "storage_entries": "id, namespace, key, version, created_at, updated_at, expires_at, metadata, value",
+}
+RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = max(version, ?) WHERE id = 1"
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Teller:
+    """Tells a caller how far a copy is. What the caller's function raises cancels it."""
+
+    def __init__(self, progress: Callable[[CopyProgress], object] | None) -> None:
+        self._progress = progress
+
+    def tell(self, step: CopyStep, done: int, total: int) -> None:
+        """So much is done. Raises what the caller's function raises, or StorageTimeoutError where nobody waits."""
+        check_limit()
+        if self._progress is not None:
+            self._progress(CopyProgress(step, done, total))
+
+    @contextlib.contextmanager
+    def telling(self, connection: apsw.Connection, step: CopyStep, total: int) -> Iterator[None]:
+        """During the block's statements it is told again and again that they go on, so that they can be cancelled."""
+        raised: list[BaseException] = []
+
+        def go_on() -> bool:
+            try:
+                self.tell(step, 0, total)
+            except BaseException as error:  # noqa: BLE001  it is raised again below, by who called the statement
+                raised.append(error)
+            return bool(raised)
+
+        self.tell(step, 0, total)
+        connection.set_progress_handler(go_on, STEPS_BETWEEN_LOOKS)
+        try:
+            yield
+        except (apsw.InterruptError, StorageTimeoutError):
+            if raised:
+                raise raised[0] from None
+            raise
+        finally:
+            connection.set_progress_handler(None)
+
+
+@contextlib.contextmanager
+def failing_as(what: str, *, committing: bool = False) -> Iterator[None]:
+    """The driver's and the operating system's errors of the block become the library's. No caller's code runs in it."""
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what, committing=committing) from error
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StorageFullError(f"{what}: there is no room left on the disk") from error
+        raise StorageIOError(f"{what}: {error.strerror or error}") from error
+
+
+# ---- files
+
+
+def check_target(target: str, *, overwrite: bool, store: str | None = None) -> None:
+    """Raise ConfigError where a backup must not be written; `store` is the file that it is made of."""
+    with failing_as(target):
+        if store is not None and (target in (store, *(store + end for end in BESIDE)) or _is_same(target, store)):
+            raise ConfigError(f"path: {target} is the store's own file: a backup needs another one")
+        if os.path.islink(target) or (os.path.lexists(target) and not os.path.isfile(target)):
+            raise ConfigError(f"path: {target} is no regular file: name a file, and no link to one")
+        if not overwrite and os.path.lexists(target):
+            raise ConfigError(f"path: {target} is there already: overwrite=True replaces it")
+        for end in BESIDE[:2]:
+            if os.path.lexists(target + end):
+                raise ConfigError(
+                    f"path: {target + end} is there: a program has {target} open, or was killed while it had. SQLite "
+                    "would take it for a part of the backup"
+                )
+
+
+@contextlib.contextmanager
+def file_beside(path: str) -> Iterator[str]:
+    """An empty file in the same directory, 0600, that is removed at the end of the block, if it is still there."""
+    directory, name = os.path.split(path)
+    # A name may have 255 bytes, and this one is longer than the one beside it.
+    partial = os.path.join(directory, f"{os.fsdecode(os.fsencode(name)[:200])}.{secrets.token_hex(4)}.partial")
+    with failing_as(path):
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
+    try:
+        try:
+            os.fchmod(descriptor, 0o600)  # the umask may have taken even that away
+        finally:
+            os.close(descriptor)
+        yield partial
+    finally:
+        for end in ("", *BESIDE):
+            with contextlib.suppress(OSError):
+                os.unlink(partial + end)
+
+
+def put_in_place(partial: str, target: str, *, overwrite: bool) -> None:
+    """Give a complete file its name, for good. Raises ConfigError where another has got it meanwhile."""
+    check_target(target, overwrite=overwrite)
+    with failing_as(target):
+        if overwrite:
+            os.replace(partial, target)
+        else:
+            try:
+                os.link(partial, target)  # unlike a renaming, it never replaces anything
+            except FileExistsError:
+                raise ConfigError(f"path: {target} is there already: overwrite=True replaces it") from None
+            except OSError:  # a file system without hard links
+                os.rename(partial, target)
+        _sync(os.path.dirname(target))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except FileNotFoundError:
+        return False
+
+
+# ---- backup
+
+
+@contextlib.contextmanager
+def new_file(target: str, options: Options, *, overwrite: bool, store: str | None) -> Iterator[apsw.Connection]:
+    """A connection to fill a new file by, which `finish` then puts in place of `target`."""
+    check_target(target, overwrite=overwrite, store=store)
+    with file_beside(target) as partial:
+        with failing_as(target):
+            connection = open_writer(partial, options)
+        try:
+            # It is synchronized as a whole, once it is complete.
+            connection.execute("PRAGMA synchronous=OFF")
+            yield connection
+        finally:
+            connection.close()
+        put_in_place(partial, target, overwrite=overwrite)
+
+
+def complete(connection: apsw.Connection, target: str, teller: Teller) -> None:
+    """Look through a file that was just filled, and have it on the disk. Raises StorageCorruptError."""
+    with failing_as(target):
+        # One that is complete without files beside it, and can be read where nothing can be written.
+        connection.pragma("journal_mode", "delete")
+        schema.verify(connection, target)
+    # At the same time: both go through the whole file, one on the processor and the other on the disk.
+    with ThreadPoolExecutor(1, "mycelia-sync") as pool:
+        synced = pool.submit(_sync, connection.filename)
+        check_integrity(connection, f"{target}: what was copied is damaged, and so is the store", teller)
+        with failing_as(target):
+            synced.result()
+
+
+def copy_pages(
+    source: apsw.Connection,
+    target: apsw.Connection,
+    what: str,
+    tell: Callable[[int, int], None],
+    using: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    *,
+    committing: bool = False,
+) -> None:
+    """Copy a whole database, some pages at once, into another, which has it in one transaction.
+
+    `source` has to be inside a transaction, or each change of it would begin the copy anew. `using` is entered for each
+    of the steps and left while `tell` runs: after the last one it is not called, since nothing can be cancelled then.
+    """
+    with using(), failing_as(what):
+        total = source.pragma("page_count")
+    tell(0, total)
+    with using(), failing_as(what):
+        backup = target.backup("main", source, "main")
+    try:
+        while True:
+            with using(), failing_as(what, committing=committing):
+                if backup.step(PAGES_AT_ONCE):
+                    backup.finish()
+                    return
+                done, total = backup.page_count - backup.remaining, backup.page_count
+            tell(done, total)
+    finally:
+        backup.close(True)
+
+
+def check_integrity(connection: apsw.Connection, what: str, teller: Teller) -> None:
+    """SQLite's own check. Raises StorageCorruptError that says what is wrong."""
+    pages = connection.pragma("page_count")
+    try:
+        with teller.telling(connection, "checking", pages):
+            problems = [str(line) for (line,) in connection.execute(INTEGRITY) if line != "ok"]
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+    if problems:
+        raise StorageCorruptError(f"{what}: {'; '.join(problems)}")
+
+
+# ---- restore
+
+
+class Shape:
+    """What a file's pages have to be like to be copied into another, and how far its versions have come."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.page_size: int = connection.pragma("page_size")
+        self.reserved: int = connection.reserve_bytes("main", -1)
+
+
+@contextlib.contextmanager
+def prepared(
+    path: str, options: Options, teller: Teller, *, beside: str, store: str | None = None, shape: Shape | None = None
+) -> Iterator[apsw.Connection]:
+    """A connection to a copy of a source, in the newest version and known to be sound, with pages of that shape.
+
+    The source itself is only read. Raises NotAStorageFileError, SchemaVersionError, StorageCorruptError.
+    """
+    if store is not None and _is_same(path, store):
+        raise ConfigError(f"path: {path} is the store's own file: there is nothing to restore")
+    with contextlib.ExitStack() as stack:
+        copy = stack.enter_context(file_beside(beside))
+        with failing_as(path):
+            connection = open_writer(copy, options)
+        stack.callback(connection.close)
+        connection.execute("PRAGMA synchronous=OFF")
+        _bring(path, connection, options, teller)
+        _make_sound(connection, path, options, teller)
+        if shape is not None and vars(Shape(connection)) != vars(shape):
+            other = stack.enter_context(file_beside(beside))
+            with failing_as(path):
+                rebuilt = open_writer(other, options)
+            stack.callback(rebuilt.close)
+            _rebuild(connection, rebuilt, shape, path, teller)
+            connection = rebuilt
+        yield connection
+
+
+def _rebuild(source: apsw.Connection, target: apsw.Connection, shape: Shape, path: str, teller: Teller) -> None:
+    """The same rows in pages of another shape. (VACUUM INTO cannot make what is reserved in each page less.)"""
+    with teller.telling(source, "checking", source.pragma("page_count")), failing_as(path):
+        target.execute(f"PRAGMA synchronous=OFF; PRAGMA page_size={shape.page_size}")
+        target.reserve_bytes("main", shape.reserved)
+        target.execute(BEGIN_TO_WRITE)
+        schema.create(target, 0)
+        for table, columns in _TABLES.items():
+            target.execute(f"DELETE FROM {table}")
+            places = ", ".join("?" * (columns.count(",") + 1))
+            rows = source.execute(f"SELECT {columns} FROM {table}")
+            target.executemany(f"INSERT INTO {table} ({columns}) VALUES ({places})", rows)
+        for index in indexes.all_indexes(source).values():
+            indexes.create(target, index)
+        target.execute(COMMIT)
+
+
+def _bring(path: str, target: apsw.Connection, options: Options, teller: Teller) -> None:
+    with failing_as(path):
+        if not os.path.isfile(path):
+            raise ConfigError(f"path: {path} is no file" if os.path.lexists(path) else f"path: there is no file {path}")
+        before = _state(path)
+        if schema.recognise(path, options.busy_timeout) == 0:
+            raise NotAStorageFileError(f"{path}: the file is empty: there is nothing to restore")
+    with contextlib.ExitStack() as stack:
+        with failing_as(path):
+            source = stack.enter_context(schema.looking(path))
+            source.execute("BEGIN")
+            source.execute(PIN).fetchall()
+        copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
+    if not size_of(path + "-wal") and _state(path) != before:
+        raise StorageBusyError(f"{path}: the file was changed while it was read: make a backup, and restore that")
+    with failing_as(path):
+        target.pragma("journal_mode", "delete")
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, size_of(path + "-wal")
+
+
+def _make_sound(connection: apsw.Connection, path: str, options: Options, teller: Teller) -> None:
+    with failing_as(path):
+        version = schema.verify(connection, path)
+    if version == 1 and not options.migrate:
+        raise SchemaVersionError(f"{path}: the file has schema version 1, and migrate=False keeps it there")
+    check_integrity(connection, f"{path}: the file is damaged", teller)
+    if version == schema.NEWEST:
+        _check_rows(connection, path, teller)
+        return
+    with failing_as(path):
+        connection.execute(BEGIN_TO_WRITE)
+        try:
+            schema.upgrade(connection, path, int(options.clock() * 1000))
+            connection.execute(COMMIT)
+        finally:
+            roll_back(connection)
+
+
+def _check_rows(connection: apsw.Connection, path: str, teller: Teller) -> None:
+    """That every entry keeps the rules: what SQLite finds nothing wrong with may still be no JSON."""
+    with failing_as(path):
+        pages = connection.pragma("page_count")
+        problems = iter(schema.problems_of(connection, every=_ROWS_BETWEEN_LOOKS))
+    found: list[str] = []
+    while len(found) < _SHOWN_PROBLEMS:
+        with failing_as(path):
+            problem = next(problems, "")
+        if problem is None:
+            teller.tell("checking", 0, pages)
+        elif problem:
+            found.append(problem)
+        else:
+            break
+    if found:
+        raise StorageCorruptError(f"{path}: the file is damaged: {'; '.join(found)}")
+
+
+def greatest_version(connection: apsw.Connection) -> int:
+    """A version that no entry of this file ever had more than."""
+    version: int = connection.execute(GREATEST_VERSION).get
+    return version
+
+
+def raise_floor(connection: apsw.Connection, version: int) -> None:
+    """Let what is written from now on have greater versions, whatever the clock says."""
+    connection.execute(RAISE_FLOOR, (version,))
