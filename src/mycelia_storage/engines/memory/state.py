@@ -88,7 +88,7 @@ class State:
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
         self.registered: dict[str, NamespaceRow] = {}
-        self.floor = 0
+        self.floor: int = 0
         self.indexes: dict[str, IndexRow] = {}
         self.claims: dict[str, Claims] = {}
         # When what may expire, soonest first. A row that was written again since leaves its old place standing.
