@@ -356,6 +356,45 @@ increment()
     assert counted(path) == 7
 
 
+@on_linux
+@pytest.mark.parametrize("ends", ["closed", "forgotten"])
+def test_a_scan_that_is_just_being_closed_is_waited_for(path: Path, ends: str) -> None:
+    # Another thread is in the middle of closing, where it has said goodbye already and the connection is still open.
+    forking(
+        """
+from mycelia_storage.engines.sqlite import lending
+store = open_storage(path, busy_timeout=20)
+store.set_many({"n": 0, "o": 0})
+in_the_middle, go_on = threading.Event(), threading.Event()
+roll_back = lending.roll_back
+def slowly(connection):
+    if threading.current_thread() is not threading.main_thread():
+        in_the_middle.set()
+        assert go_on.wait(20)
+    roll_back(connection)
+lending.roll_back = slowly
+def scan():
+    if sys.argv[2] == "closed":
+        with store.scan(batch_size=1) as found:
+            next(found)
+    else:
+        store._engine.snapshot()  # nobody keeps it
+thread = start(scan)
+assert in_the_middle.wait(20)
+early_hooks.append(lambda: threading.Timer(0.2, go_on.set).start())
+def child():
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.islink(link) and path in os.readlink(link)]
+    increment()
+wait(fork(child))
+thread.join()
+""",
+        path,
+        ends,
+    )
+    assert counted(path) == 1
+
+
 @pytest.mark.parametrize("moment", ["hooks", "early_hooks"])
 def test_a_close_during_the_fork_comes_to_its_end(path: Path, moment: str) -> None:
     forking(

@@ -83,6 +83,9 @@ class SQLiteEngine:
         if self.path in forking.inherited:
             raise StorageClosedError(f"{self.path}: {_FORKED}")
         self._sessions: weakref.WeakSet[Lending] = weakref.WeakSet()
+        # Which thread was lent a connection for a transaction, until it is given back: also when nobody has the session
+        # any more, and the garbage collector is still about to end it.
+        self._lent: dict[int, int] = {}
         self._why_closed: str | None = None
         self._is_held = False
         self.readers: Readers = Readers(self, options)
@@ -219,12 +222,14 @@ class SQLiteEngine:
 
     def _lend(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Lending:
         lending = Lending(self, connection, give_back)
+        self._lent[id(lending)] = lending.thread
         self._sessions.add(lending)
         return lending
 
     def ended(self, lending: Lending) -> None:
-        """A session has given its connection back."""
+        """A session gave its connection back, and nothing of its transaction is open any more."""
         self._sessions.discard(lending)
+        self._lent.pop(id(lending), None)
 
     def ended_error(self) -> StorageError:
         """Why a session takes no more calls."""
@@ -392,15 +397,15 @@ class SQLiteEngine:
         if self._why_closed:
             return not self.readers.made  # a read that was longer than close() was patient
         here, writer = threading.get_ident(), self.writer
-        if writer.holder == here or any(lending.thread == here for lending in forking.all_of(self._sessions)):
+        if writer.holder == here or here in self._lent.copy().values():
             return False
         deadline = time.monotonic() + self._options.busy_timeout
         if not writer.line.acquire(self._options.busy_timeout):
             return False
         try:
-            while self._sessions and time.monotonic() < deadline:
+            while self._lent and time.monotonic() < deadline:
                 time.sleep(0.002)  # scans and transactions that read, in other threads
-            self._is_held = not self._sessions and self.readers.hold(max(0.0, deadline - time.monotonic()))
+            self._is_held = not self._lent and self.readers.hold(max(0.0, deadline - time.monotonic()))
             if self._is_held:
                 writer.go_dormant()
         finally:
@@ -428,6 +433,7 @@ class SQLiteEngine:
         for lending in sessions:
             lending.abandon()
         self._sessions = weakref.WeakSet()
+        self._lent = {}
         self.readers = self.readers.anew(is_closed=bool(self._why_closed))
         self.writer.begin_anew(is_closed=bool(self._why_closed))
 

@@ -88,13 +88,15 @@ class Lending:
             give_back, self._give_back = self._give_back, None
             if give_back is None:
                 return
-            self._engine.ended(self)
             try:
                 roll_back(self.connection)
             except DRIVER_ERRORS as error:
                 raise self._engine.failure(error) from error
             finally:
-                give_back()
+                try:
+                    give_back()
+                finally:
+                    self._engine.ended(self)  # last, or a fork of another thread would find it open
 
     def abandon(self) -> None:
         """For the child of a fork: forget a transaction that is the parent's."""
