@@ -1,7 +1,8 @@
 """The command: `python -m benchmarks`, from the project's root.
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
-measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads or --async choose.
+measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async or --upkeep
+choose.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.importing import measure_import
 from benchmarks.opening import measure_opening
 from benchmarks.paging import measure_paging
 from benchmarks.queries import measure_queries
+from benchmarks.upkeep import measure_upkeep
 from benchmarks.workload import OPERATIONS, make_workload
 
 DOCUMENTS = 50_000
@@ -59,7 +61,9 @@ def _measure(
 ) -> tuple[report.Measured, list[targets.Verdict]]:
     """Measure and print part by part."""
     wants_operations = bool(chosen.only or chosen.ops)
-    parts = (chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks)
+    parts = (
+        chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks, chosen.upkeep,
+    )  # fmt: skip
     is_everything = not wants_operations and all(part is None for part in parts)
     entries = QUICK_ENTRIES if chosen.quick else ENTRIES
     measured = report.Measured()
@@ -94,6 +98,10 @@ def _measure(
         measured.tasks = measure_tasks(chosen.tasks or min(documents, TASK_DOCUMENTS), rounds, directory, _tell)
         _print(report.task_lines(measured.tasks))
         verdicts += targets.judge_tasks(measured.tasks)
+    if chosen.upkeep is not None or is_everything:
+        measured.upkeep = measure_upkeep(chosen.upkeep or entries, rounds, directory, _tell)
+        _print(report.upkeep_lines(measured.upkeep))
+        verdicts += targets.judge_upkeep(measured.upkeep)
     return measured, verdicts
 
 
@@ -142,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", nargs="?", type=_seconds, const=0.0, metavar="S", help=threads)
     tasks = f"many asyncio tasks on one store, with N documents ({TASK_DOCUMENTS})"
     add("--async", dest="tasks", nargs="?", type=_positive, const=0, metavar="N", help=tasks)
+    tended = f"how long the removal of N expired entries keeps a set, and the speed of backups ({ENTRIES})"
+    add("--upkeep", nargs="?", type=_positive, const=0, metavar="N", help=tended)
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")
     add("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     add("--svg", type=Path, metavar="FILE", help="write the ratios as a plot")

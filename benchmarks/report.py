@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
     from benchmarks.targets import Verdict
+    from benchmarks.upkeep import Upkeep
 
 NOTHING: Final = "–"
 _PACKAGES: Final = (
@@ -51,6 +52,7 @@ class Measured:
     imports: Sequence[Import] = ()
     concurrency: Concurrency | None = None
     tasks: Results | None = None
+    upkeep: Upkeep | None = None
 
 
 def environment() -> dict[str, Any]:
@@ -182,6 +184,25 @@ def task_lines(results: Results) -> list[str]:
     return [*lines, f"asyncio tasks: speed, {MEASURE} = 1 (more is faster)", *_table(["", *names[1:]], ratios)]
 
 
+def upkeep_lines(measured: Upkeep) -> list[str]:
+    """How long a `set` took at most before and during the removal, how long that took, and what backups took."""
+    rows = [
+        [
+            f"{removal.entries:,} x {removal.value_bytes:,} bytes",
+            *(figure(statistics.median(rounds)) for rounds in (removal.before, removal.beside)),
+            figure(max(removal.beside)),
+            figure(statistics.median(removal.seconds)),
+        ]
+        for removal in measured.removals
+    ]
+    titles = ["", "before", "meanwhile", "in any round", "seconds"]
+    lines = ["removal of expired entries: milliseconds of the longest set", *_table(titles, rows), ""]
+    backups = measured.backups
+    times = [figure(statistics.median(rounds)) for rounds in (backups.raw, backups.ours)]
+    row = [f"{backups.megabytes:,.0f} MB", *times, figure(backups.speed)]
+    return [*lines, "backups: seconds", *_table(["", "plain API", "sqlite", "speed, plain API = 1"], [row])]
+
+
 def _contention(measured: Concurrency, name: str) -> list[float]:
     turns = measured.turns[name]
     return [
@@ -283,6 +304,9 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["threads"] = {"writes": writes, "reads": found.reads, "turns": turns}
     if measured.tasks is not None:
         answer["async"] = _plain(measured.tasks)
+    if measured.upkeep is not None:
+        removals = [vars(removal) for removal in measured.upkeep.removals]
+        answer["upkeep"] = {"removals": removals, "backups": vars(measured.upkeep.backups)}
     answer["targets"] = [vars(verdict) for verdict in verdicts]
     return answer
 

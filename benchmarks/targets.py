@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.opening import Opening
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
+    from benchmarks.upkeep import Upkeep
 
 OURS: Final = Sqlite.name
 TITLES: Final = {operation.name: operation.title or operation.name for operation in OPERATIONS}
@@ -40,6 +41,8 @@ THREADS_GAIN: Final = (("FULL", 16, 2.0), ("FULL", 64, 3.0), ("NORMAL", 16, 0.5)
 READS_BESIDE_A_WRITER: Final = 0.7
 SLOWEST_AT_MOST: Final = 50.0
 LEAST_SERVED: Final = 0.3
+KEPT_AT_MOST: Final = 50.0
+BACKUP_AT_LEAST: Final = 0.7
 
 _AGAINST_RAW: Final = {
     "set": 0.75, "overwrite": 0.75, "get": 0.6, "has": 0.5, "get_many": 0.7, "list_keys": 0.7, "count": 0.9,
@@ -144,3 +147,12 @@ def judge_tasks(results: Results) -> Iterator[Verdict]:
         reached = results.ratio(line.name, OURS)
         if reached is not None:
             yield Verdict(f"{line.name} vs {MEASURE}", f">= {line.least:g}", reached, reached >= line.least)
+
+
+def judge_upkeep(measured: Upkeep) -> Iterator[Verdict]:
+    """The verdicts on how long a `set` waits while expired entries are removed, and on the speed of backups."""
+    for removal in measured.removals:
+        what = f"longest set while {removal.entries:,} of {removal.value_bytes:,} bytes are removed, ms"
+        yield Verdict(what, f"<= {KEPT_AT_MOST:g}", removal.worst, removal.worst <= KEPT_AT_MOST)
+    speed = measured.backups.speed
+    yield Verdict("backup vs the plain backup API", f">= {BACKUP_AT_LEAST:g}", speed, speed >= BACKUP_AT_LEAST)

@@ -208,3 +208,20 @@ def test_tasks_are_measured(tmp_path: Path) -> None:
     for line in lines:
         assert f"{line} vs raw" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"
+
+
+def test_upkeep_is_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--upkeep", "2000", "--rounds", "1", "--dir", str(tmp_path), "--json", str(figures))
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    assert [removal["entries"] for removal in measured["upkeep"]["removals"]] == [2000, 10]
+    for removal in measured["upkeep"]["removals"]:
+        assert len(removal["beside"]) == 1
+        assert removal["beside"][0] > 0
+    assert measured["upkeep"]["backups"]["ours"][0] > 0
+    judged = [verdict["what"] for verdict in measured["targets"]]
+    assert len(judged) == 3
+    for what in judged:
+        assert what in done.stdout
+    assert "operations" not in measured
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"

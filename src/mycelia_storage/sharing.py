@@ -76,7 +76,7 @@ class SharedVerbs(Verbs):
         return step(self._rows, self._time)
 
     def _expiring(self) -> None:
-        self._home.expect_expiry()
+        self._home.upkeep.expect_expiry()
 
     def _start_scan(self) -> Any:
         raise TransactionError("a scan shares no transaction with others")

@@ -49,7 +49,6 @@ R = TypeVar("R")
 
 MAX_SCANS: Final = 16
 _CHECKED_AT_ONCE: Final = 500
-_PURGED_AT_ONCE: Final = 1000
 _SHOWN_PROBLEMS: Final = 50
 
 
@@ -96,6 +95,8 @@ class Storage(Verbs):
         self._max_value_bytes = options.max_value_bytes
         self._is_read_only = options.read_only
         self._scan_slots = deque(range(MAX_SCANS))
+        if not options.read_only and engine.holds_expiring():
+            self._expiring()
 
     def __enter__(self) -> Self:
         return self
@@ -277,7 +278,8 @@ class Storage(Verbs):
 
     def optimize(self) -> None:
         """Remove what has expired, and let the engine do its upkeep. Safe at any time, worth a call now and then."""
-        while self._writing().purge(self._now(), _PURGED_AT_ONCE) == _PURGED_AT_ONCE:
+        self._writing()
+        while self._home.upkeep.remove_some(None)[0]:
             pass
         self._engine.optimize()
 
@@ -358,7 +360,7 @@ class Storage(Verbs):
         self._engine.share(calls, wait)
 
     def _expiring(self) -> None:
-        self._home.expect_expiry()
+        self._home.upkeep.expect_expiry()
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         engine, now = self._home.engine(), self._now()

@@ -23,12 +23,12 @@ from mycelia_storage.errors import (
     ConfigError,
     InvalidValueError,
     StorageClosedError,
-    StorageError,
     StorageReadOnlyError,
     StorageTimeoutError,
     TransactionError,
 )
 from mycelia_storage.namespace import Namespace
+from mycelia_storage.upkeep import Upkeep
 from mycelia_storage.verbs import Verbs
 from mycelia_storage.watchdog import Watchdog
 
@@ -49,10 +49,6 @@ R = TypeVar("R")
 
 ISOLATIONS = get_args(Isolation)
 LOG: Final = logging.getLogger("mycelia_storage")
-# Every so many seconds expired entries are removed, so many at once; more of them soon after.
-CLEAN_UP_EVERY = 60.0
-_CLEANED_AT_ONCE: Final = 1000
-_AT_ONCE: Final = 0.05
 # A thread and a task: objects of their own, because the numbers of those that ended are used again.
 Caller: TypeAlias = tuple[object, object]
 # Whose transaction it is: of who enters it, of nobody (it is known by an id), or of a caller named beforehand.
@@ -71,32 +67,10 @@ class Home:
         self._can_be_durable = options.synchronous != "OFF"
         self.inside: set[Caller] = set()
         self.is_closed: bool = False
-        self.watchdog: Watchdog = Watchdog()
+        self.watchdog: Watchdog = Watchdog("mycelia-watchdog")
+        self.upkeep: Upkeep = Upkeep(engine, self.now)
         self.advisor: Advisor = Advisor()
-        self._cleans_up = False
         forking.register(self)
-
-    def expect_expiry(self) -> None:
-        """Something was written that expires: from now on what has expired is removed now and then."""
-        if not self._cleans_up:
-            self._cleans_up = True
-            self.watchdog.watch(CLEAN_UP_EVERY, self.clean_up)
-
-    def clean_up(self) -> bool:
-        """Remove some of what has expired, unless somebody writes just now. (What is left is invisible anyway.)"""
-        removed = 0
-        try:
-            session = self._engine.begin(wait=0)
-            try:
-                removed = session.purge(self.now(), _CLEANED_AT_ONCE)
-                session.commit()
-            finally:
-                session.rollback()
-        except StorageError as error:
-            LOG.debug("expired entries are removed later: %s", error)
-        if not self.is_closed:
-            self.watchdog.watch(_AT_ONCE if removed == _CLEANED_AT_ONCE else CLEAN_UP_EVERY, self.clean_up)
-        return True
 
     def before_fork(self) -> bool:
         """There is nothing to close."""
@@ -107,7 +81,7 @@ class Home:
         del is_ready
         if in_child:
             self.inside.clear()
-            self._cleans_up = False
+            self.upkeep.forget()
 
     def engine(self, *, writing: bool = False) -> Engine:
         """The engine, for a caller who may use the store now."""
@@ -133,6 +107,7 @@ class Home:
         """Nothing is begun any more."""
         self.is_closed = True
         self.watchdog.close()
+        self.upkeep.close()
 
     def enter(self, owner: Owner = "calling") -> Caller | None:
         """Note that somebody is inside a write transaction."""
@@ -378,7 +353,7 @@ class Transaction(Verbs):
         self._home.advisor.look(rows, namespace, wanted, now)
 
     def _expiring(self) -> None:
-        self._home.expect_expiry()
+        self._home.upkeep.expect_expiry()
 
     def _start_scan(self) -> tuple[Callable[[], Primitives], Callable[[], object], int]:
         self._open_session()

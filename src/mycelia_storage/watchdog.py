@@ -1,7 +1,7 @@
-"""`Watchdog`: the thread that ends transactions over their time.
+"""`Watchdog`: a thread that calls what is due.
 
-Called by a store's `Home`. The thread is started by the first transaction that has a limit, and ends when it has had
-nothing to watch for a while, or with the store.
+Called by a store's `Home`, to end transactions over their time, and by its `Upkeep`, each with one of its own. The
+thread is started by the first thing to watch, and ends when it has had none for a while, or with the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger("mycelia_storage")
 
-# A transaction that is in the middle of a call is looked at again after so many seconds.
+# What is not done yet, a transaction in the middle of a call say, is called again after so many seconds.
 _AGAIN: Final = 0.01
 # With nothing to watch the thread stays for so many seconds.
 _LINGER: Final = 2.0
@@ -31,7 +31,8 @@ _MANY: Final = 100
 class Watchdog:
     """Calls a method of whatever is watched when its time is over, from a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, weakref.WeakMethod[Callable[[], bool]]]] = []
         self._numbers = itertools.count()
@@ -51,7 +52,7 @@ class Watchdog:
                 heapq.heapify(self._due)
                 self._many = max(_MANY, 2 * len(self._due))
             if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="mycelia-watchdog", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             self._changed.notify()
 
@@ -79,7 +80,7 @@ class Watchdog:
         try:
             return expire()
         except Exception:
-            LOG.exception("a transaction could not be ended, or what has expired not be removed")
+            LOG.exception("a transaction could not be ended, or the store not be looked after")
             return True
 
     def _next(self) -> Callable[[], bool] | None:

@@ -216,7 +216,10 @@ class Primitives(Protocol):
         ...
 
     def purge(self, now: int, limit: int) -> int:
-        """Remove up to `limit` expired rows of any namespace; gives how many."""
+        """Remove up to `limit` expired rows of any namespace, fewer where they are big; gives how many.
+
+        0 says that none is left.
+        """
         ...
 
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
@@ -287,6 +290,10 @@ class Engine(Protocol):
 
     def snapshot(self) -> Snapshot:
         """A state for a scan to read from, outside the limit on ordinary readers."""
+        ...
+
+    def holds_expiring(self) -> bool:
+        """Whether some row had an expiry when the engine was opened."""
         ...
 
     def status(self) -> EngineStatus:

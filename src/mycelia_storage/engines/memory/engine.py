@@ -266,6 +266,10 @@ class MemoryEngine:
             return StorageClosedError("the store is closed")
         return TransactionError("the transaction has ended")
 
+    def holds_expiring(self) -> bool:
+        """A new store holds nothing."""
+        return False
+
     def status(self) -> EngineStatus:
         """How full it is."""
         with self.lock:

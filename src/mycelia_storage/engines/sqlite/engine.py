@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 BEGIN: Final = "BEGIN"
 # A transaction that reads has its state from its first read on, not from BEGIN.
 PIN: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
+ANY_EXPIRY: Final = (
+    "SELECT 1 FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at IS NOT NULL LIMIT 1"
+)
 UNREGISTERED: Final = """
 SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces) LIMIT 20"""
 IMPOSSIBLE_ROWS: Final = """
@@ -95,6 +98,7 @@ class SQLiteEngine:
     def _begin(self, options: Options) -> None:
         try:
             first = self._open_read_only() if options.read_only else self._open()
+            self._holds_expiring: bool = first.execute(ANY_EXPIRY).get is not None
         except OSError as error:
             raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
         except DRIVER_ERRORS as error:
@@ -272,6 +276,9 @@ class SQLiteEngine:
         return to_storage_error(error, self.path, committing=committing)
 
     # ---- upkeep
+
+    def holds_expiring(self) -> bool:
+        return self._holds_expiring
 
     def status(self) -> EngineStatus:
         """Sizes, settings and versions."""

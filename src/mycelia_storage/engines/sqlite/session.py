@@ -121,9 +121,20 @@ GREATEST: Final = "SELECT max(version) FROM storage_entries WHERE namespace = ?"
 GREATEST_OF_ALL: Final = "SELECT max(version) FROM storage_entries"
 CLEAR: Final = "DELETE FROM storage_entries WHERE namespace = ?"
 CLEAR_ALL: Final = "DELETE FROM storage_entries"
+# The rows of a step, up to the first one before which enough bytes stand: to remove a big value, each of its pages is
+# visited. octet_length() does not read the value.
 PURGE: Final = """
 DELETE FROM storage_entries WHERE id IN (
-  SELECT id FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)
+  SELECT id FROM (
+    SELECT id, sum(bytes) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (
+      SELECT id, octet_length(value) AS bytes FROM storage_entries INDEXED BY storage_entries_expiry
+      WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2))
+  WHERE ifnull(before, 0) < ?3)
+RETURNING version"""
+PURGED_BYTES: Final = 4 * 1024 * 1024
+PURGE_ALL: Final = """
+DELETE FROM storage_entries WHERE id IN (
+  SELECT id FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1)
 RETURNING version"""
 FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
 RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = ?1 WHERE id = 1 AND version < ?1"
@@ -303,7 +314,7 @@ class Statements:
     def purge(self, now: int, limit: int) -> int:
         with self._lender.writing() as connection:
             now = self._lender.time(now)
-            removed: list[Any] = connection.execute(PURGE, (now // 1000, limit)).fetchall()
+            removed: list[Any] = connection.execute(PURGE, (now // 1000, limit, PURGED_BYTES)).fetchall()
             versions: list[int] = [version for (version,) in removed]
             _raise_floor(connection, max(versions, default=None), now)
             return len(versions)
@@ -496,7 +507,7 @@ def put_one(
 
 
 def _purge_all(connection: apsw.Connection, now: int) -> None:
-    versions: list[Any] = [row[0] for row in connection.execute(PURGE, (now // 1000, -1)).fetchall()]
+    versions: list[Any] = [row[0] for row in connection.execute(PURGE_ALL, (now // 1000,)).fetchall()]
     _raise_floor(connection, max(versions, default=None), now)
 
 
