@@ -24,6 +24,7 @@ from mycelia_storage.namespace import Namespace
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from mycelia_storage.aio.at_once import AtOnce
     from mycelia_storage.aio.threads import Job
 
 T = TypeVar("T")
@@ -90,6 +91,11 @@ class AsyncNamespace(Generic[T]):
     @property
     def _converts(self) -> bool:
         return self._view._is_typed
+
+    @property
+    def _here(self) -> tuple[AtOnce, Namespace[T]] | None:
+        here = self._front._here
+        return None if here is None else (here[0], self._view)
 
     def _read(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._read(lambda verbs: function(self._view.within(verbs)))

@@ -12,6 +12,7 @@ from contextvars import copy_context
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
+from mycelia_storage.aio.at_once import AtOnce
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.threads import Read, Task, Threads, Write, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
@@ -107,6 +108,7 @@ class AsyncStorage(AsyncVerbs):
         self._inside = storage._inside
         options = storage._options
         self._threads = Threads(storage, busy_timeout=options.busy_timeout, max_readers=options.max_readers)
+        self._at_once = (AtOnce(storage), storage)
         # Forgotten and collected: the threads end, the store stays with whoever has it.
         weakref.finalize(self, self._threads.let_go).atexit = False
 
@@ -214,6 +216,12 @@ class AsyncStorage(AsyncVerbs):
         return await self._transaction(owner, **options).__aenter__()
 
     # ---- where the verbs run
+
+    @property
+    def _here(self) -> tuple[AtOnce, Storage] | None:
+        if self._inside or self._threads.is_closed:
+            self._check()
+        return self._at_once
 
     def _read(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         if self._inside or self._threads.is_closed:

@@ -8,16 +8,19 @@ here it is said what kind of call each verb is.
 from __future__ import annotations
 
 import functools
+from asyncio import sleep
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
+from mycelia_storage.aio.at_once import LATER
 from mycelia_storage.aio.streams import paging, scanning
 from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from mycelia_storage.aio.at_once import AtOnce
     from mycelia_storage.aio.threads import Job
 
 P = ParamSpec("P")
@@ -35,6 +38,11 @@ class Front(Protocol[V_co]):
     @property
     def _converts(self) -> bool:
         """Whether values are made those of a type."""
+        ...
+
+    @property
+    def _here(self) -> tuple[AtOnce, V_co] | None:
+        """What may run a short read on this very thread, and the verbs to run it on."""
         ...
 
     def _read(self, function: Callable[[V_co], R], /) -> Awaitable[R]:
@@ -69,6 +77,14 @@ def reading(
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
+        here = self._here
+        if here is not None:
+            desk, own = here
+            found = desk.read(verb, own, args, options)
+            if found is not LATER:
+                if desk.must_yield:
+                    await sleep(0)
+                return found
         return await self._read(lambda verbs: verb(verbs, *args, **options))
 
     return call
@@ -82,8 +98,17 @@ def reading_many(
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
         keys: Any = args[0] if args else options.get("keys")
-        run = self._query if _is_long(keys) else self._read
-        return await run(lambda verbs: verb(verbs, *args, **options))
+        if _is_long(keys):
+            return await self._query(lambda verbs: verb(verbs, *args, **options))
+        here = self._here
+        if here is not None:
+            desk, own = here
+            found = desk.read(verb, own, args, options)
+            if found is not LATER:
+                if desk.must_yield:
+                    await sleep(0)
+                return found
+        return await self._read(lambda verbs: verb(verbs, *args, **options))
 
     return call
 
@@ -238,6 +263,10 @@ class AsyncVerbs:
     @property
     def _converts(self) -> bool:
         return False
+
+    @property
+    def _here(self) -> tuple[AtOnce, Any] | None:
+        return None
 
     def _read(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         raise NotImplementedError

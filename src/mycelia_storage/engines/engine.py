@@ -260,9 +260,14 @@ class Session(Snapshot, Protocol):
 
 
 class Engine(Protocol):
-    """A place that keeps rows."""
+    """A place that keeps rows.
+
+    `reads_at_once`: the primitives that read a few rows by their keys take microseconds, and inside a `Hurry` raise
+    StorageBusyError where they would have to wait. An event loop's own thread may call them then.
+    """
 
     backend: str
+    reads_at_once: bool
 
     @property
     def auto(self) -> Primitives:

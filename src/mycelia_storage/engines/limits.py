@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 class _Current(threading.local):
     def __init__(self) -> None:
         self.limits: list[Limit] = []
+        self.hurry_until: float = 0.0
 
 
 _current = _Current()
+# For an event loop's own thread: while its `hurry_until` is set, what it reads waits for nobody, and is over at that
+# time of `time.monotonic`. Where it would have to wait for a connection or a lock, it is a StorageBusyError at once.
+# (An attribute and no context manager, because a point read takes little more time than one.)
+hurrying: Final = _current
 
 
 class Limit:
@@ -80,12 +85,17 @@ def limited(timeout: object) -> contextlib.AbstractContextManager[object]:
 
 def is_limited() -> bool:
     """Whether what the current thread reads has a limit."""
-    return bool(_current.limits)
+    return bool(_current.limits) or _current.hurry_until > 0
+
+
+def is_hurried() -> bool:
+    """Whether what the current thread reads must not wait for anybody."""
+    return _current.hurry_until > 0
 
 
 def is_over() -> bool:
     """Whether the current thread's read is over."""
-    return any(limit.reason() is not None for limit in _current.limits)
+    return any(limit.reason() is not None for limit in _current.limits) or 0 < _current.hurry_until <= time.monotonic()
 
 
 def time_left(most: float) -> float:

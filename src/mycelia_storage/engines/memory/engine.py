@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.limits import is_hurried
 from mycelia_storage.engines.line import Line
 from mycelia_storage.engines.memory import files
 from mycelia_storage.engines.memory.state import Changes, State
@@ -188,11 +189,12 @@ class MemoryEngine:
     """The rows of one store in memory."""
 
     backend = "memory"
+    reads_at_once = True
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self.capacity: int | None = options.capacity
-        self.lock: AbstractContextManager[object] = threading.RLock()
+        self.lock: AbstractContextManager[object] = _Lock()
         self._busy_timeout = options.busy_timeout
         self._clock = options.clock
         self._line = Line()
@@ -324,7 +326,7 @@ class MemoryEngine:
         if is_ready:
             self._held.__exit__(None, None, None)
         if in_child and not self._closed:
-            self.lock = threading.RLock()
+            self.lock = _Lock()
             self._line = Line()
             for session in forking.all_of(self._sessions):
                 session.abandon()
@@ -336,6 +338,25 @@ class MemoryEngine:
             for session in list(self._sessions):
                 session.rollback()
             self.lock = _Closed()
+
+
+class _Lock:
+    """The lock of everything that is committed, reentrant. A query has it for as long as it lasts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._acquire = self._lock.acquire
+        self._release = self._lock.release
+
+    def __enter__(self) -> object:
+        if not self._acquire(blocking=False):
+            if is_hurried():
+                raise StorageBusyError("memory: another thread reads or writes just now")
+            self._acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
 
 
 class _Closed(contextlib.AbstractContextManager[object]):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from mycelia_storage.engines.limits import is_limited, is_over
+from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
 from mycelia_storage.engines.sqlite.expressions import create_functions
 from mycelia_storage.errors import StorageBusyError
 
@@ -29,6 +29,8 @@ SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
 
 # About some milliseconds of work.
 STEPS_BETWEEN_LOOKS: Final = 50_000
+# About some microseconds of work, or a few rows.
+_STEPS_IN_A_HURRY: Final = 200
 
 _PIECE: Final = 1024 * 1024
 _FILE_LAYER: Final = "unix" if os.name == "posix" else "win32"
@@ -139,6 +141,8 @@ class Patience:
         self._deadline = 0.0
 
     def __call__(self, tries: int) -> bool:
+        if is_hurried():
+            return False
         now = time.monotonic()
         if tries == 0:
             self._deadline = now + self.timeout
@@ -198,7 +202,7 @@ def limited(connection: apsw.Connection) -> Iterator[None]:
     if not is_limited():
         yield
         return
-    connection.set_progress_handler(is_over, STEPS_BETWEEN_LOOKS)
+    connection.set_progress_handler(is_over, _STEPS_IN_A_HURRY if is_hurried() else STEPS_BETWEEN_LOOKS)
     try:
         yield
     finally:

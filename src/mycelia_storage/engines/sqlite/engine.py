@@ -91,6 +91,8 @@ class SQLiteEngine:
         self._lent: dict[int, int] = {}
         self._why_closed: str | None = None
         self._is_held = False
+        # Without WAL a reader waits for whoever writes.
+        self.reads_at_once: bool = options.wal_mode
         self.readers: Readers = Readers(self, options)
         with forking.opening(self.path):
             self._begin(options)

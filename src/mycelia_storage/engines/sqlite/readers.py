@@ -12,7 +12,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from mycelia_storage.engines.limits import is_over, time_left, timeout_error
+from mycelia_storage.engines.limits import is_hurried, is_over, time_left, timeout_error
 from mycelia_storage.engines.sqlite.connection import limited, open_reader
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
 from mycelia_storage.errors import StorageBusyError, StorageError
@@ -82,6 +82,8 @@ class Readers:
             self._call_next()
 
     def _lend_later(self) -> apsw.Cursor:
+        if is_hurried():
+            raise self._busy(0.0)
         patience = time_left(self._options.busy_timeout)
         deadline = time.monotonic() + patience
         while True:
