@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from mycelia_storage.errors import InvalidValueError
 
-_MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
+MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _MAX_TTL_SECONDS: Final = 7_000 * 365 * 86_400
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -62,7 +62,7 @@ def expiry(now: int, lasting: int | Keep | None) -> int | None:
     if lasting is None or lasting is KEEP:
         return None
     expires_at = now // 1000 + lasting
-    if expires_at > _MAX_TIME_MS:
+    if expires_at > MAX_TIME_MS:
         raise InvalidValueError(
             f"ttl: {lasting / 1000:g} seconds from now are beyond the year 9999; None means that it stays"
         )

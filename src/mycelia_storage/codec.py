@@ -125,8 +125,10 @@ def check(value: object, what: str = "$") -> None:
         raise InvalidValueError(f"{what}{show_path(reversed(segments))}: {reason}")
 
 
-def problem_of_text(text: str, *, is_object: bool = False) -> str | None:
+def problem_of_text(text: object, *, is_object: bool = False) -> str | None:
     """Why a JSON text found in a file is not one that `encode` could have written, or None when it is fine."""
+    if not isinstance(text, str):
+        return "no text"
     try:
         value = orjson.loads(text)
         if _LONG_INTEGER.search(text) is not None:
@@ -135,11 +137,21 @@ def problem_of_text(text: str, *, is_object: bool = False) -> str | None:
         if is_object and type(value) is not dict:
             return f"{type(value).__name__} where an object belongs"
         check(value)
+        if "{" in text and orjson.dumps(value) != text.encode():
+            # Somebody else has written it. orjson takes the last of two members with the same name, SQLite the first.
+            json.loads(text, object_pairs_hook=_without_twins)
     except InvalidValueError as error:
         return str(error)
     except (ValueError, RecursionError):
         return "not JSON"
     return None
+
+
+def _without_twins(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        raise InvalidValueError("$: an object has two members with the same name")
+    return found
 
 
 def show_path(segments: Any, *, in_full: bool = False) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeV
 import msgspec
 
 from mycelia_storage.codec import decode, decode_object
-from mycelia_storage.errors import StorageError
+from mycelia_storage.errors import StorageCorruptError, StorageError
 
 if TYPE_CHECKING:
     from mycelia_storage.engines.engine import Row
@@ -160,21 +160,43 @@ class CopyProgress(msgspec.Struct, frozen=True):
 
 
 def entry_of(namespace: str, row: Row) -> Entry[Any]:
-    """The entry that a row holds. Raises StorageCorruptError where its texts are no JSON."""
+    """The entry that a row holds. Raises StorageCorruptError where a part of it is not what that part has to be."""
     key, version, created_at, updated_at, expires_at, metadata, value = row
-    return Entry(
-        namespace,
-        key,
-        decode(value, namespace, key),
-        decode_object(metadata, namespace, key),
-        version,
-        to_datetime(created_at),
-        to_datetime(updated_at),
-        None if expires_at is None else to_datetime(expires_at),
-    )
+    if type(key) is not str or type(version) is not int:
+        raise damaged(namespace, key)
+    try:
+        return Entry(
+            namespace,
+            key,
+            decode(value, namespace, key),
+            decode_object(metadata, namespace, key),
+            version,
+            _to_datetime(created_at),
+            _to_datetime(updated_at),
+            None if expires_at is None else _to_datetime(expires_at),
+        )
+    except (TypeError, OverflowError):
+        raise damaged(namespace, key) from None
+
+
+def to_datetime(milliseconds: int) -> datetime:
+    """The stored milliseconds since 1970 as an aware datetime. Raises StorageCorruptError."""
+    try:
+        return _to_datetime(milliseconds)
+    except (TypeError, OverflowError):
+        raise StorageCorruptError("a stored time is no time in milliseconds: the file is damaged") from None
 
 
 @functools.lru_cache(maxsize=4096)
-def to_datetime(milliseconds: int) -> datetime:
-    """The stored milliseconds since 1970 as an aware datetime. What was written together shares its times."""
+def _to_datetime(milliseconds: int) -> datetime:
+    # What was written together shares its times.
     return EPOCH + timedelta(milliseconds=milliseconds)
+
+
+def damaged(namespace: str, key: object) -> StorageCorruptError:
+    """The error for a row of which a part is of another type than it was written with, or out of all bounds.
+
+    The tables are STRICT, so no writer can have made it so: somebody changed the file, or a disk did.
+    """
+    name = repr(key) if isinstance(key, str) else "an entry whose key is no text"
+    return StorageCorruptError(f"the stored row of {name} in namespace {namespace!r} is damaged")

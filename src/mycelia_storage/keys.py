@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from mycelia_storage.errors import InvalidKeyError, InvalidNamespaceError, InvalidValueError
+from mycelia_storage.errors import InvalidKeyError, InvalidNamespaceError, InvalidValueError, StorageCorruptError
 
 DEFAULT_NAMESPACE: Final = "default"
 MAX_KEY_BYTES: Final = 1024
@@ -107,6 +107,17 @@ def key_range(
         else:
             low = max(low, after + "\0")
     return KeyRange(low, high, pieces)
+
+
+def behind(span: KeyRange, namespace: str, last: object) -> KeyRange:
+    """What is left of a range behind the last key that was read of it.
+
+    Raises StorageCorruptError for one that cannot have been read there: an index out of order would be read for ever.
+    """
+    if type(last) is not str or last < span.low:
+        raise StorageCorruptError(f"the keys in namespace {namespace!r} are out of order: the file is damaged")
+    # No key holds U+0000, so this is the very next place.
+    return span._replace(low=last + "\0")
 
 
 def matches(pieces: tuple[str, ...], key: str) -> bool:

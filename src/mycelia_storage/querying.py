@@ -11,8 +11,8 @@ from mycelia_storage.arguments import check_whole
 from mycelia_storage.codec import MAX_INT
 from mycelia_storage.engines.engine import Query
 from mycelia_storage.entries import Entry, entry_of
-from mycelia_storage.errors import InvalidFilterError
-from mycelia_storage.matching import Candidate, position
+from mycelia_storage.errors import InvalidFilterError, StorageCorruptError
+from mycelia_storage.matching import Candidate, is_behind, position
 from mycelia_storage.page import Page, identity, read_cursor, write_cursor
 from mycelia_storage.query import StorageQuery, parse_filter, parse_sort
 
@@ -69,6 +69,9 @@ def find_page(rows: Primitives, namespace: str, wanted: StorageQuery, cursor: st
     if not more or not entries:
         return Page(entries, None)
     last = position(wanted.sort, _candidate(entries[-1], found[-1]))
+    if after is not None and not is_behind(wanted.sort, last, after):
+        # An index out of order: its pages would be read for ever.
+        raise StorageCorruptError(f"the entries in namespace {namespace!r} are out of order: the file is damaged")
     return Page(entries, write_cursor(identity(namespace, wanted.filter, wanted.sort), last))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from mycelia_storage.engines.engine import Query
 from mycelia_storage.entries import Entry, entry_of
 from mycelia_storage.filters import Comparison, Path, narrowed
+from mycelia_storage.keys import behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,9 @@ class Scan(Generic[T]):
         try:
             found = self._next_rows()
             self._batch = [entry_of(self._namespace, row) for row in reversed(found)]
+            if found:
+                self._after = found[-1].key
+                self._span = behind(self._span, self._namespace, self._after)
         except BaseException:
             self.close()
             raise
@@ -97,9 +101,6 @@ class Scan(Generic[T]):
         if not found:
             self.close()
             raise StopIteration
-        # No key holds U+0000, so this is the very next place behind the last key.
-        self._after = found[-1].key
-        self._span = self._span._replace(low=self._after + "\0")
         if self._is_last:
             self._end()
 

@@ -12,7 +12,7 @@ from collections import deque
 from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from mycelia_storage.arguments import check_whole
+from mycelia_storage.arguments import MAX_TIME_MS, check_whole
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.memory import MemoryEngine
@@ -26,7 +26,7 @@ from mycelia_storage.errors import (
     StorageError,
     StorageReadOnlyError,
 )
-from mycelia_storage.keys import KeyRange, check_key
+from mycelia_storage.keys import KeyRange, behind, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, file_path, read_options
 from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.sharing import SharedVerbs
@@ -219,8 +219,8 @@ class Storage(Verbs):
             for row in snapshot.namespaces():
                 namespaces += 1
                 for found in _every_row(snapshot, row.name):
-                    entries += found.expires_at is None or found.expires_at > now_ms
                     problem = _problem_of(found)
+                    entries += problem is not None or found.expires_at is None or found.expires_at > now_ms
                     if problem is not None:
                         problems.append(f"{found.key!r} in namespace {row.name!r}: {problem}")
         finally:
@@ -400,7 +400,7 @@ def _every_row(snapshot: Snapshot, namespace: str) -> Iterator[Row]:
         yield from rows
         if len(rows) < _CHECKED_AT_ONCE:
             return
-        span = span._replace(low=rows[-1].key + "\0")
+        span = behind(span, namespace, rows[-1].key)
 
 
 def _problem_of(row: Row) -> str | None:
@@ -409,6 +409,9 @@ def _problem_of(row: Row) -> str | None:
         check_key(row.key)
     except StorageError as error:
         return str(error)
+    times: tuple[object, ...] = (row.created_at, row.updated_at, 0 if row.expires_at is None else row.expires_at)
+    if not all(isinstance(time, int) and 0 <= time <= MAX_TIME_MS for time in times):
+        return "its times are no times in milliseconds"
     problem = problem_of_text(row.value)
     if problem is not None:
         return f"its value: {problem}"

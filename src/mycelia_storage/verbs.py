@@ -21,7 +21,7 @@ from mycelia_storage.arguments import KEEP, MISSING, Keep, check_if_version, che
 from mycelia_storage.batches import Batch, batch_error, collect, each_key, pairs
 from mycelia_storage.codec import decode, decode_object, encode, encode_object
 from mycelia_storage.documents import increment, merge_patch
-from mycelia_storage.entries import Entry, LoadReport, entry_of
+from mycelia_storage.entries import Entry, LoadReport, damaged, entry_of
 from mycelia_storage.errors import (
     InvalidValueError,
     KeyExistsError,
@@ -62,8 +62,11 @@ class Verbs(Finding):
         if found is None:
             return default
         text, expires_at = found
-        if expires_at is not None and expires_at <= self._now() // 1000:
-            return default
+        try:
+            if expires_at is not None and expires_at <= self._now() // 1000:
+                return default
+        except TypeError:
+            raise damaged(namespace, key) from None
         return decode(text, namespace, key)
 
     @overload
@@ -335,11 +338,7 @@ class Verbs(Finding):
         namespace = check_namespace(namespace)
         asked = each_key(keys)
         now_ms = self._now() // 1000
-        texts = {
-            key: text
-            for key, text, expires_at in self._reading().values(namespace, asked)
-            if expires_at is None or expires_at > now_ms
-        }
+        texts = {key: text for key, text, _ in _live_values(self._reading(), namespace, asked, now_ms)}
         return {key: decode(texts[key], namespace, key) for key in asked if key in texts}
 
     def get_entries(self, keys: Iterable[str], *, namespace: str = DEFAULT_NAMESPACE) -> dict[str, Entry[Any]]:
@@ -347,11 +346,11 @@ class Verbs(Finding):
         namespace = check_namespace(namespace)
         asked = each_key(keys)
         now_ms = self._now() // 1000
-        rows = {
-            row.key: row
-            for row in self._reading().rows(namespace, asked)
-            if row.expires_at is None or row.expires_at > now_ms
-        }
+        found = self._reading().rows(namespace, asked)
+        try:
+            rows = {row.key: row for row in found if row.expires_at is None or row.expires_at > now_ms}
+        except TypeError:
+            raise damaged(namespace, None) from None
         return {key: entry_of(namespace, rows[key]) for key in asked if key in rows}
 
     def set_many(
@@ -580,12 +579,22 @@ def _live(rows: Primitives, namespace: str, key: str, now: int) -> Row | None:
     if not found:
         return None
     row = found[0]
-    return row if row.expires_at is None or row.expires_at > now // 1000 else None
+    try:
+        return row if row.expires_at is None or row.expires_at > now // 1000 else None
+    except TypeError:
+        raise damaged(namespace, key) from None
 
 
 def _live_keys(rows: Primitives, namespace: str, keys: list[str], now: int) -> list[str]:
-    now_ms = now // 1000
-    return [key for key, _, expires_at in rows.values(namespace, keys) if expires_at is None or expires_at > now_ms]
+    return [key for key, _, _ in _live_values(rows, namespace, keys, now // 1000)]
+
+
+def _live_values(rows: Primitives, namespace: str, keys: list[str], now_ms: int) -> list[tuple[str, str, int | None]]:
+    found = rows.values(namespace, keys)
+    try:
+        return [row for row in found if row[2] is None or row[2] > now_ms]
+    except TypeError:
+        raise damaged(namespace, None) from None
 
 
 def _remove(

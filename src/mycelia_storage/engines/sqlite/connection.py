@@ -64,14 +64,24 @@ def create_file(path: str) -> None:
 def open_writer(path: str, options: Options) -> apsw.Connection:
     """The connection that writes. The file exists already; its journal mode is set by `set_journal_mode`."""
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE, options)
-    connection.execute(f"PRAGMA synchronous={options.synchronous}")
-    connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT}")
+    try:
+        connection.execute(f"PRAGMA synchronous={options.synchronous}")
+        connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT}")
+    except BaseException:  # a schema that cannot be read shows here
+        close_untouched(connection, path)
+        raise
     return connection
 
 
 def open_reader(path: str, options: Options) -> apsw.Connection:
     """A connection that cannot write."""
     return _open(path, apsw.SQLITE_OPEN_READONLY, options)
+
+
+def close_untouched(connection: apsw.Connection, path: str) -> None:
+    """Close a connection to a file that is refused: its -wal stays as it is, and an empty one is not left behind."""
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(size_of(path + "-wal") > 0))
+    connection.close()
 
 
 def open_to_look(path: str) -> apsw.Connection:

@@ -21,6 +21,7 @@ from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.places import BESIDE, look_at
 from mycelia_storage.entries import CopyProgress
 from mycelia_storage.errors import (
     ConfigError,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 PAGES_AT_ONCE: Final = 1024
 _ROWS_BETWEEN_LOOKS: Final = 1000
 _SHOWN_PROBLEMS: Final = 20
-# What SQLite keeps beside a file, in this order.
-BESIDE: Final = ("-journal", "-wal", "-shm")
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
@@ -321,6 +320,7 @@ def _bring(path: str, target: apsw.Connection, options: Options, teller: Teller)
     with failing_as(path):
         if not os.path.isfile(path):
             raise ConfigError(f"path: {path} is no file" if os.path.lexists(path) else f"path: there is no file {path}")
+        look_at(os.path.realpath(path))
         before = _state(path)
         if schema.recognise(path, options.busy_timeout) == 0:
             raise NotAStorageFileError(f"{path}: the file is empty: there is nothing to restore")

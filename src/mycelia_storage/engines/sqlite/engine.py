@@ -20,6 +20,7 @@ from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
 from mycelia_storage.engines.sqlite import copying, schema
 from mycelia_storage.engines.sqlite.connection import (
+    close_untouched,
     create_file,
     open_reader,
     open_writer,
@@ -30,6 +31,7 @@ from mycelia_storage.engines.sqlite.connection import (
 from mycelia_storage.engines.sqlite.copying import Teller
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, one_state, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
+from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
 from mycelia_storage.engines.sqlite.writer import BEGIN_TO_WRITE, COMMIT, Writer
@@ -103,6 +105,8 @@ class SQLiteEngine:
             self._holds_expiring: bool = first.execute(ANY_EXPIRY).get is not None
         except OSError as error:
             raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
+        except apsw.SQLError as error:  # the statements are right, so the file is not
+            raise StorageCorruptError(f"{self.path}: SQLite cannot read the file's schema") from error
         except DRIVER_ERRORS as error:
             raise to_storage_error(error, self.path) from error
         self.writer: Writer = Writer(self, options, self._reopen, first)
@@ -113,13 +117,16 @@ class SQLiteEngine:
 
     def _open(self) -> apsw.Connection:
         options = self._options
+        look_at(self.path)
         create_file(self.path)
+        place = look_at(self.path)
         version = schema.recognise(self.path, options.busy_timeout)
         self._require_migration(version)
         connection = open_writer(self.path, options)
         try:
             # Until the file is known to be ours and not newer, closing must not write its -wal back.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            require_same(connection, self.path, place)
             if connection.readonly("main"):
                 raise StorageIOError(f"{self.path}: the file could only be opened for reading")
             if version == schema.NEWEST:
@@ -136,7 +143,7 @@ class SQLiteEngine:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         except BaseException:
-            connection.close()
+            close_untouched(connection, self.path)
             raise
         return connection
 
@@ -152,22 +159,26 @@ class SQLiteEngine:
     def _open_read_only(self) -> apsw.Connection:
         if not os.path.exists(self.path):
             raise ConfigError(f"db_path: there is no file {self.path}, and read_only=True makes none")
+        place = look_at(self.path)
         version = schema.recognise(self.path, self._options.busy_timeout)
         reason = "read_only=True cannot migrate it"
         self._require_newest(version, reason)
         connection = open_reader(self.path, self._options)
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            require_same(connection, self.path, place)
             self._require_newest(schema.verify(connection, self.path), reason)
         except BaseException:
-            connection.close()
+            close_untouched(connection, self.path)
             raise
         return connection
 
     def _reopen(self) -> apsw.Connection:
         """The writer's connection once more, after a fork."""
+        place = look_at(self.path)
         connection = open_writer(self.path, self._options)
         try:
+            require_same(connection, self.path, place)
             self._require_newest(
                 schema.verify(connection, self.path), "another process brought it there: open it again"
             )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 import orjson
 
-from mycelia_storage.errors import InvalidFilterError
+from mycelia_storage.errors import InvalidFilterError, StorageCorruptError
 from mycelia_storage.filters import DOCUMENT, METADATA, ORDERING, And, Comparison, Filter, Not, Or, Path, SortKey
 from mycelia_storage.keys import successor
 from mycelia_storage.matching import equal, rank
@@ -57,13 +57,21 @@ def create_functions(connection: apsw.Connection) -> None:
 
 def _deeply_equal(*texts: Any) -> bool:
     one, other = texts
-    return equal(orjson.loads(one), _operand(other))
+    return equal(_stored(one), _operand(other))
 
 
 def _among(*texts: Any) -> bool:
     one, others = texts
-    value = orjson.loads(one)
+    value = _stored(one)
     return any(equal(value, other) for other in _operand(others))
+
+
+def _stored(text: str) -> Any:
+    """A part of a document. SQLite takes texts for JSON that nobody here has written."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise StorageCorruptError("a stored value is not JSON: the file is damaged") from None
 
 
 def _operand(text: str) -> Any:

@@ -19,7 +19,8 @@ from mycelia_storage.codec import decode, decode_object
 from mycelia_storage.engines.engine import IndexRow
 from mycelia_storage.engines.sqlite.expressions import FieldSQL, text_literal
 from mycelia_storage.engines.sqlite.strategy import Indexed
-from mycelia_storage.errors import CapacityError, UniqueIndexError
+from mycelia_storage.entries import to_datetime
+from mycelia_storage.errors import CapacityError, StorageCorruptError, StorageError, UniqueIndexError
 from mycelia_storage.matching import Candidate, position
 from mycelia_storage.query import parse_sort
 
@@ -46,8 +47,9 @@ GREATEST_ID: Final = "SELECT ifnull(max(id), 0) FROM storage_entries"
 KEPT: Final = """
 SELECT version, created_at, updated_at, metadata FROM storage_entries
 WHERE namespace = ? AND key = ? AND (expires_at IS NULL OR expires_at > ?)"""
-KEY_STATISTICS: Final = "SELECT stat FROM sqlite_stat1 WHERE idx = 'sqlite_autoindex_storage_entries_1'"
-SET_KEY_STATISTICS: Final = "UPDATE sqlite_stat1 SET stat = ? WHERE idx = 'sqlite_autoindex_storage_entries_1'"
+_KEY_INDEX: Final = "tbl = 'storage_entries' AND idx = 'sqlite_autoindex_storage_entries_1'"
+KEY_STATISTICS: Final = f"SELECT stat FROM sqlite_stat1 WHERE {_KEY_INDEX}"
+SET_KEY_STATISTICS: Final = f"UPDATE sqlite_stat1 SET stat = ? WHERE {_KEY_INDEX}"
 # So many rows of each index are read, from its low end. A tenth of a second at the most; a thousand would do for a
 # uniform field, but take one with many equal values at its low end for useless.
 ANALYSIS_LIMIT: Final = "PRAGMA analysis_limit=200000"
@@ -56,17 +58,31 @@ _NONE: Final = Indexed(frozenset(), frozenset())
 
 
 def all_indexes(connection: apsw.Connection) -> dict[int, IndexRow]:
-    """Every definition by its number."""
-    return {
-        number: IndexRow(name, namespace, _fields(fields), bool(is_unique), created_at)
-        for number, name, namespace, fields, is_unique, created_at in _fetch(connection, INDEXES)
-    }
+    """Every definition by its number. Raises StorageCorruptError where one of them defines no index."""
+    found = _fetch(connection, INDEXES)
+    if len(found) > MAX_INDEXES:
+        raise StorageCorruptError(f"the file defines {len(found):,} indexes, and this library makes {MAX_INDEXES}")
+    return {row[0]: _index(*row) for row in found}
+
+
+def _index(number: object, name: Any, namespace: Any, fields: Any, is_unique: Any, created_at: Any) -> IndexRow:
+    try:
+        keys = _fields(fields)
+        if not (keys and isinstance(name, str) and isinstance(namespace, str | None)):
+            raise ValueError("no definition")
+        to_datetime(created_at)
+    except (ValueError, TypeError, RecursionError, StorageError):
+        raise StorageCorruptError(f"the definition of the created index {number} is damaged") from None
+    return IndexRow(name, namespace, keys, bool(is_unique), created_at)
 
 
 def indexed_paths(connection: apsw.Connection, namespace: str) -> Indexed:
     """The paths that the indexes of this namespace have."""
     texts = _fetch(connection, FIELDS, (namespace,))
-    return _indexed(tuple(text for (text,) in texts)) if texts else _NONE
+    try:
+        return _indexed(tuple(text for (text,) in texts)) if texts else _NONE
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise StorageCorruptError("the definition of a created index is damaged") from None
 
 
 def indexed_of(indexes: Iterable[IndexRow], namespace: str) -> Indexed:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import apsw
 
@@ -101,8 +102,14 @@ _EXPECTED: Final[dict[int, tuple[str, ...]]] = {
     1: (_ENTRIES_1, *_INDEXES_1, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
     2: (_ENTRIES_2, _EXPIRY_2, _FLOOR_2, _INDEXES_2, _NAMESPACES_TABLE, _SCHEMA_VERSION_TABLE),
 }
-# Tables that SQLite and the replication tool Litestream put into a file of ours.
-_ALLOWED_NAMES: Final = ("sqlite_", "_litestream_")
+# What SQLite itself puts into a file of ours, and the plain tables of the replication tool Litestream: names and types
+# of columns, and no expression that a check of the file, or a write, would run.
+_OF_SQLITE: Final = (
+    "CREATE TABLE sqlite_stat1(tbl,idx,stat)",
+    "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)",
+    "CREATE TABLE sqlite_sequence(name,seq)",
+)
+_OF_LITESTREAM: Final = re.compile(r'CREATE TABLE "?_litestream_\w+"? ?\([\w\s,]*\)', re.ASCII | re.IGNORECASE)
 
 _CREATE_2: Final = (
     _SCHEMA_VERSION_TABLE,
@@ -151,11 +158,19 @@ _DOWN_TO_1: Final = (
     "PRAGMA application_id=0",
 )
 
-_SCHEMA: Final = "SELECT name, sql FROM sqlite_schema"
+_SCHEMA: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+_FLOOR: Final = "SELECT version FROM storage_version_floor"
 _VERSION: Final = "SELECT max(version) FROM schema_version"
 _ROWS: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
 _NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
 _EXPIRING: Final = "SELECT namespace, key FROM storage_entries WHERE expires_at > ? ORDER BY namespace, key LIMIT 4"
+
+Folded: TypeAlias = tuple[str, ...]
+# Literals and quoted names whole, since white space and case count in them.
+_WORDS: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\w\s]""")
+_QUOTED_WORD: Final = re.compile(r'"\w+"')
+# Twice the year 9999 in µs. No version comes near it, whatever a clock says.
+_MAX_FLOOR: Final = 2**59
 
 # So many seconds a file may look like no database, because another process creates or closes it.
 _LONGEST_MOVE: Final = 1.0
@@ -196,8 +211,11 @@ def verify(connection: apsw.Connection, path: str) -> int:
     Raises SchemaVersionError for a newer file, NotAStorageFileError for one that is not ours, StorageCorruptError for
     one of ours whose tables are not as they should be.
     """
-    with one_state(connection):  # others create and drop indexes, and migrate
-        return _verify(connection, path)
+    try:
+        with one_state(connection):  # others create and drop indexes, and migrate
+            return _verify(connection, path)
+    except apsw.SQLError as error:
+        raise StorageCorruptError(f"{path}: the schema cannot be read: the file is damaged") from error
 
 
 def _verify(connection: apsw.Connection, path: str) -> int:
@@ -223,11 +241,20 @@ def _verify(connection: apsw.Connection, path: str) -> int:
         wanted = {_name(sql): sql for sql in _EXPECTED[expected]} | made
         differing = set(found.items()) ^ {(name, _folded(sql)) for name, sql in wanted.items()}
         if not differing:
+            if ours:
+                _verify_floor(connection, path)
             return expected
         name = min(differing)[0]
         if ours:
             raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {name!r}")
     raise NotAStorageFileError(f"{path}: this database holds tables of somebody else")
+
+
+def _verify_floor(connection: apsw.Connection, path: str) -> None:
+    """Without its one row nothing could be written, and beyond all clocks there are no versions left to give."""
+    floors = connection.execute(_FLOOR).fetchall()
+    if len(floors) != 1 or not isinstance(floors[0][0], int) or not 0 <= floors[0][0] < _MAX_FLOOR:
+        raise StorageCorruptError(f"{path}: what storage_version_floor holds is not as this library writes it")
 
 
 def create(connection: apsw.Connection, now_ms: int) -> None:
@@ -318,21 +345,31 @@ def looking(path: str) -> Iterator[apsw.Connection]:
         yield connection
 
 
-def _objects(connection: apsw.Connection) -> dict[str, str]:
+def _objects(connection: apsw.Connection) -> dict[str, Folded]:
+    """What the schema holds besides what is allowed to be there, by name."""
     return {
         str(name): _folded(str(sql))
-        for name, sql in connection.execute(_SCHEMA)
-        if not str(name).startswith(_ALLOWED_NAMES)
+        for kind, name, table, sql in connection.execute(_SCHEMA)
+        # An index without a text is that of a UNIQUE in its table's text, or SQLite reads no schema with it.
+        if not ((kind == "index" and sql is None) or (kind == "table" and name == table and _is_allowed(sql)))
     }
 
 
-def _created(connection: apsw.Connection, found: dict[str, str]) -> dict[int, IndexRow]:
+def _is_allowed(sql: object) -> bool:
+    return sql in _OF_SQLITE or (isinstance(sql, str) and _OF_LITESTREAM.fullmatch(sql) is not None)
+
+
+def _created(connection: apsw.Connection, found: dict[str, Folded]) -> dict[int, IndexRow]:
     """The created indexes, where the table of their definitions is as it should be."""
     return all_indexes(connection) if found.get("storage_indexes") == _folded(_INDEXES_2) else {}
 
 
-def _folded(sql: str) -> str:
-    return "".join(sql.replace('"', "").split()).lower()
+def _folded(sql: str) -> Folded:
+    """The words and signs of a statement: what stays where white space, case and needless quotes differ."""
+    return tuple(
+        word if word.startswith("'") else (word[1:-1] if _QUOTED_WORD.fullmatch(word) else word).lower()
+        for word in _WORDS.findall(sql)
+    )
 
 
 def _name(sql: str) -> str:

@@ -19,6 +19,8 @@ from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
 from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
+from mycelia_storage.entries import damaged
+from mycelia_storage.errors import StorageCorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +165,8 @@ ORDER BY name"""
 # What a put can mend: a namespace that is not registered yet, and an expired entry in the way of a unique index.
 MENDABLE: Final = (apsw.SQLITE_CONSTRAINT_NOTNULL, apsw.SQLITE_CONSTRAINT_UNIQUE)
 
+_NO_TIME: Final = "a stored time is no number: the file is damaged"
+
 
 class Lender(Protocol):
     """What primitives need of their surroundings: connections, lent for the length of a with block.
@@ -221,7 +225,12 @@ class Statements:
             bindings = (*bindings, _glob(span.pieces or ()))
         with self._lender.reading() as connection:
             found: list[Any] = connection.execute(KEYS[many_pieces, reverse], bindings).fetchall()
-        return [key for (key,) in found]
+        keys = [key for (key,) in found]
+        try:
+            "".join(keys)  # the quickest way to see that each is a str
+        except TypeError:
+            raise damaged(namespace, None) from None
+        return keys
 
     def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
         high = NO_UPPER_END if span.high is None else span.high
@@ -236,12 +245,12 @@ class Statements:
     def namespaces(self) -> list[NamespaceRow]:
         with self._lender.reading() as connection:
             found: list[Any] = connection.execute(NAMESPACES).fetchall()
-        return [NamespaceRow(*row) for row in found]
+        return [_namespace_row(*row) for row in found]
 
     def namespace(self, name: str) -> NamespaceRow | None:
         with self._lender.reading() as connection:
             row = connection.execute(NAMESPACE, (name,)).fetchone()
-        return None if row is None else NamespaceRow(*row)
+        return None if row is None else _namespace_row(*row)
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         with self._lender.reading() as connection:
@@ -557,7 +566,10 @@ def _live_of_removed(connection: apsw.Connection, removed: list[Any], now: int) 
         return 0
     _raise_floor(connection, max(version for version, _ in removed), now)
     now_ms = now // 1000
-    return sum(1 for _, expires_at in removed if expires_at is None or expires_at > now_ms)
+    try:
+        return sum(1 for _, expires_at in removed if expires_at is None or expires_at > now_ms)
+    except TypeError:
+        raise StorageCorruptError(_NO_TIME) from None
 
 
 def _raise_floor(connection: apsw.Connection, version: int | None, now: int) -> None:
@@ -569,7 +581,18 @@ def _has(found: list[Any], now: int) -> bool:
     if not found:
         return False
     expires_at: int | None = found[0][0]
-    return expires_at is None or expires_at > now // 1000
+    try:
+        return expires_at is None or expires_at > now // 1000
+    except TypeError:
+        raise StorageCorruptError(_NO_TIME) from None
+
+
+def _namespace_row(name: object, metadata: object, created_at: object) -> NamespaceRow:
+    """A row of a table that is not STRICT, since version 1 has it too."""
+    if isinstance(name, str) and isinstance(metadata, str | None) and isinstance(created_at, int | None):
+        return NamespaceRow(name, metadata, created_at)
+    shown = repr(name) if isinstance(name, str) else "a name that is no text"
+    raise StorageCorruptError(f"the registration of {shown} as a namespace is damaged")
 
 
 def _array(keys: Sequence[str]) -> str:

@@ -1,0 +1,72 @@
+"""Whether a store's file, and those that SQLite keeps beside it, are what they seem: no links, pipes or second names.
+
+Called before a file is opened, and again when it is open: what SQLite has opened has to be what was looked at.
+
+SQLite itself follows no link to a -wal, -journal or -shm, but takes a second name of another file, and waits for ever
+to open a pipe. A second name of the database would have a -wal of its own, so that two programs overwrite each other's
+pages (sqlite.org/howtocorrupt.html, 2.5). Only names are looked at here, and nothing is opened: closing a file drops
+the locks that this process has on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from typing import Final, NamedTuple
+
+import apsw
+
+from mycelia_storage.errors import ConfigError, StorageIOError
+
+# What SQLite keeps beside a file, in this order.
+BESIDE: Final = ("-journal", "-wal", "-shm")
+
+
+class Identity(NamedTuple):
+    """Which file a name stands for."""
+
+    device: int
+    inode: int
+
+
+def look_at(path: str) -> Identity | None:
+    """Which file a resolved path leads to, None where there is none yet.
+
+    Raises ConfigError where it, or one beside it, is no regular file or has a second name.
+    """
+    identity = _look_at_one(path, path)
+    for end in BESIDE:
+        _look_at_one(path + end, path)
+    return identity
+
+
+def _look_at_one(path: str, store: str) -> Identity | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise ConfigError(
+            f"db_path: {path} is a link, and {store} is opened only with files of its own: remove the link"
+        )
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"db_path: {path} is no regular file: remove it, or name another file")
+    if found.st_nlink > 1:
+        raise ConfigError(
+            f"db_path: {path} has {found.st_nlink} names (hard links), and what is written by one of them damages the "
+            "others: remove all but one, or make a copy"
+        )
+    return Identity(found.st_dev, found.st_ino)
+
+
+def require_same(connection: apsw.Connection, path: str, before: Identity | None) -> None:
+    """Raise StorageIOError unless what a connection has open is what was looked at, and the path still leads there.
+
+    Who may write into the directory can put another file there before the look, or after this. What he cannot do is to
+    have one file looked at and another one opened.
+    """
+    is_moved = ctypes.c_int(0)
+    connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(is_moved))
+    if is_moved.value or before is None or look_at(path) != before or os.path.realpath(path) != path:
+        raise StorageIOError(f"{path}: the file was replaced while it was being opened")
