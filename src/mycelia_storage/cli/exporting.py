@@ -79,6 +79,7 @@ def _whole_file(path: str) -> Generator[IO[bytes], None, None]:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)  # the umask may have taken even that away
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -292,7 +292,8 @@ class MemoryEngine:
         """Put what such a file holds in place of everything."""
         with self.lock:
             pass
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as made:
+            directory = os.path.realpath(made)  # no link in it, which no store is opened through
             restored = files.read(path, self._options, os.path.join(directory, "store"), progress)
         session = self.begin(wait=None)
         try:

@@ -172,6 +172,8 @@ def _make_directories(directory: str) -> None:
 
 
 def _open(path: str, flags: int, options: Options) -> apsw.Connection:
+    # The path is resolved: a link in it was put there since.
+    flags |= apsw.SQLITE_OPEN_NOFOLLOW
     connection = apsw.Connection(path, flags=flags, statementcachesize=options.prepare_cache_size)
     connection.set_busy_handler(Patience(options.busy_timeout))
     _distrust(connection)

@@ -33,8 +33,11 @@ class Identity(NamedTuple):
 def look_at(path: str) -> Identity | None:
     """Which file a resolved path leads to, None where there is none yet.
 
-    Raises ConfigError where it, or one beside it, is no regular file or has a second name.
+    Raises ConfigError where a directory of the path has become a link since it was resolved, and where the file, or one
+    beside it, is no regular file or has a second name.
     """
+    if os.path.realpath(path) != path:
+        raise ConfigError(f"db_path: {path} leads elsewhere now: a directory was replaced by a link, or the file was")
     identity = _look_at_one(path, path)
     for end in BESIDE:
         _look_at_one(path + end, path)
@@ -68,5 +71,5 @@ def require_same(connection: apsw.Connection, path: str, before: Identity | None
     """
     is_moved = ctypes.c_int(0)
     connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(is_moved))
-    if is_moved.value or before is None or look_at(path) != before or os.path.realpath(path) != path:
+    if is_moved.value or before is None or look_at(path) != before:
         raise StorageIOError(f"{path}: the file was replaced while it was being opened")
