@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mycelia_storage.aio.at_once import AtOnce
-    from mycelia_storage.aio.threads import Job
+    from mycelia_storage.aio.jobs import Job
 
 T = TypeVar("T")
 R = TypeVar("R")

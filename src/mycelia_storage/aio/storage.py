@@ -13,8 +13,9 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.at_once import AtOnce
+from mycelia_storage.aio.jobs import Read, Task, Write
 from mycelia_storage.aio.namespace import AsyncNamespace
-from mycelia_storage.aio.threads import Read, Task, Threads, Write, run_in_thread
+from mycelia_storage.aio.threads import Threads, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
 from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
 from mycelia_storage.engines.limits import Limit
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
-    from mycelia_storage.aio.threads import Job
+    from mycelia_storage.aio.jobs import Job
     from mycelia_storage.engines.engine import Isolation
     from mycelia_storage.options import StorageOptions
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from mycelia_storage.aio.threads import Job
+    from mycelia_storage.aio.jobs import Job
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -13,9 +13,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
+from mycelia_storage.aio.jobs import Session, Task
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.streams import until_done
-from mycelia_storage.aio.threads import Session, Task
 from mycelia_storage.aio.verbs import AsyncVerbs
 from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, TransactionError
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
-    from mycelia_storage.aio.threads import Job, Readers, Threads, Writer
+    from mycelia_storage.aio.jobs import Job
+    from mycelia_storage.aio.threads import Readers, Threads, Writer
     from mycelia_storage.engines.engine import Isolation
     from mycelia_storage.transaction import Caller, Transaction
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from mycelia_storage.aio.at_once import AtOnce
-    from mycelia_storage.aio.threads import Job
+    from mycelia_storage.aio.jobs import Job
 
 P = ParamSpec("P")
 R = TypeVar("R")
