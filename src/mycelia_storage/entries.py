@@ -134,11 +134,15 @@ class Status(msgspec.Struct, frozen=True):
 
 @final
 class CheckReport(msgspec.Struct, frozen=True):
-    """A check that found nothing wrong, and how much it looked at. (One that does raises StorageCorruptError.)"""
+    """A check that found nothing wrong, and how much it looked at. (One that does raises StorageCorruptError.)
+
+    `entries` counts live ones, `indexes` the created ones.
+    """
 
     backend: str
     entries: int
     namespaces: int
+    indexes: int
     seconds: float
 
 

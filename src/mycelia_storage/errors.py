@@ -24,7 +24,7 @@ StorageError                      .code  .retryable  __cause__ = the driver's er
 ├── StorageBusyError              retryable
 ├── StorageTimeoutError
 ├── StorageFullError
-├── StorageCorruptError
+├── StorageCorruptError           .problems  .count
 ├── StorageReadOnlyError
 ├── StorageIOError
 ├── StorageClosedError
@@ -248,9 +248,21 @@ class StorageFullError(StorageError):
 
 
 class StorageCorruptError(StorageError):
-    """The file is damaged. Nothing was written; keep the file, and restore a backup."""
+    """The file is damaged. Nothing was written; keep the file, and restore a backup or `salvage` it.
+
+    From `check`, `problems` says what is wrong, a line each, and `count` how many there are: the message and `problems`
+    have the first fifty.
+    """
 
     code = "corrupt"
+
+    def __init__(self, message: str, problems: tuple[str, ...] = (), count: int = 0) -> None:
+        super().__init__(message)
+        self.problems = problems
+        self.count = count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.problems, self.count), _notes(self)
 
 
 class StorageReadOnlyError(StorageError):

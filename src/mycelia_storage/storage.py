@@ -12,8 +12,8 @@ from collections import deque
 from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from mycelia_storage.arguments import MAX_TIME_MS, check_whole
-from mycelia_storage.codec import problem_of_text
+from mycelia_storage.arguments import check_whole
+from mycelia_storage.checking import Findings
 from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.memory import MemoryEngine
 from mycelia_storage.engines.sqlite import SQLiteEngine
@@ -22,11 +22,9 @@ from mycelia_storage.errors import (
     InvalidValueError,
     StorageBusyError,
     StorageClosedError,
-    StorageCorruptError,
     StorageError,
     StorageReadOnlyError,
 )
-from mycelia_storage.keys import KeyRange, behind, check_key
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, file_path, read_options
 from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.sharing import SharedVerbs
@@ -34,13 +32,13 @@ from mycelia_storage.transaction import Home, Owner, Transaction
 from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import timedelta
     from os import PathLike
     from types import TracebackType
 
-    from mycelia_storage.engines.engine import Engine, Isolation, Primitives, Row, Snapshot
+    from mycelia_storage.engines.engine import Engine, Isolation, Primitives
     from mycelia_storage.entries import CopyProgress
     from mycelia_storage.query import StorageQuery
     from mycelia_storage.sharing import Call
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MAX_SCANS: Final = 16
-_CHECKED_AT_ONCE: Final = 500
-_SHOWN_PROBLEMS: Final = 50
 
 
 def open_storage(
@@ -206,37 +202,20 @@ class Storage(Verbs):
         )
 
     def check(self) -> CheckReport:
-        """Look at everything: the engine's structures, and every entry by the rules for keys and values.
+        """Look at everything, in one state of the store, while others go on to read and write.
 
-        Raises StorageCorruptError that lists what is wrong. Takes as long as reading the whole store.
+        Every entry and namespace by the rules for keys, values, versions and times; every index against the entries,
+        in both directions; and the file by SQLite's own integrity check. Takes as long as reading the whole store some
+        times, and little memory. Raises StorageCorruptError that lists what is wrong, by key where it can; what is
+        damaged does not keep it from looking at the rest.
         """
         started = time.perf_counter()
-        problems = [*self._engine_problems()]
-        entries = namespaces = 0
-        now_ms = self._now() // 1000
-        snapshot = self._home.engine().snapshot()
-        try:
-            for row in snapshot.namespaces():
-                namespaces += 1
-                for found in _every_row(snapshot, row.name):
-                    problem = _problem_of(found)
-                    entries += problem is not None or found.expires_at is None or found.expires_at > now_ms
-                    if problem is not None:
-                        problems.append(f"{found.key!r} in namespace {row.name!r}: {problem}")
-        finally:
-            snapshot.rollback()
-        if problems:
-            more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-            message = f"{len(problems)} problems: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}"
-            raise StorageCorruptError(message)
-        return CheckReport(self._engine.backend, entries, namespaces, time.perf_counter() - started)
-
-    def _engine_problems(self) -> list[str]:
-        self._reading()
-        try:
-            return self._engine.check()
-        except StorageCorruptError as error:
-            return [str(error)]
+        findings = Findings()
+        self._home.engine().check(findings, self._now())
+        if findings.count:
+            raise findings.error()
+        seconds = time.perf_counter() - started
+        return CheckReport(self._engine.backend, findings.entries, findings.namespaces, findings.indexes, seconds)
 
     def backup(
         self,
@@ -390,30 +369,3 @@ class Storage(Verbs):
 def _check_progress(progress: object) -> None:
     if progress is not None and not callable(progress):
         raise InvalidValueError(f"progress: a function is needed, not {type(progress).__name__}")
-
-
-def _every_row(snapshot: Snapshot, namespace: str) -> Iterator[Row]:
-    span = KeyRange()
-    while True:
-        # A time before all expiries: what has expired, but is still there, is looked at too.
-        rows = snapshot.page(namespace, span, -1000, limit=_CHECKED_AT_ONCE)
-        yield from rows
-        if len(rows) < _CHECKED_AT_ONCE:
-            return
-        span = behind(span, namespace, rows[-1].key)
-
-
-def _problem_of(row: Row) -> str | None:
-    """What breaks the rules for keys and values in a stored row, if anything."""
-    try:
-        check_key(row.key)
-    except StorageError as error:
-        return str(error)
-    times: tuple[object, ...] = (row.created_at, row.updated_at, 0 if row.expires_at is None else row.expires_at)
-    if not all(isinstance(time, int) and 0 <= time <= MAX_TIME_MS for time in times):
-        return "its times are no times in milliseconds"
-    problem = problem_of_text(row.value)
-    if problem is not None:
-        return f"its value: {problem}"
-    problem = None if row.metadata is None else problem_of_text(row.metadata, is_object=True)
-    return None if problem is None else f"its metadata: {problem}"

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mycelia_storage.checking import Findings
     from mycelia_storage.entries import CopyProgress
     from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
@@ -305,8 +306,8 @@ class Engine(Protocol):
         """What the engine knows about itself, without a visit to every row."""
         ...
 
-    def check(self) -> list[str]:
-        """What is wrong with the engine's own structures, one line each."""
+    def check(self, findings: Findings, now: int) -> None:
+        """Look at every row by the rules, and at the engine's own structures, in one state; tell what is wrong."""
         ...
 
     def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:

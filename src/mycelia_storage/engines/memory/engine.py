@@ -17,7 +17,7 @@ from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
 from mycelia_storage.engines.limits import is_hurried
 from mycelia_storage.engines.line import Line
-from mycelia_storage.engines.memory import files
+from mycelia_storage.engines.memory import checking, files
 from mycelia_storage.engines.memory.state import Changes, State
 from mycelia_storage.engines.memory.view import View
 from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from mycelia_storage.checking import Findings
     from mycelia_storage.engines.engine import Member, Primitives, Progress, Session, Snapshot
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
@@ -277,10 +278,11 @@ class MemoryEngine:
         with self.lock:
             return EngineStatus("memory:", SCHEMA_VERSION, 0, {"rows": self._state.size(), "capacity": self.capacity})
 
-    def check(self) -> list[str]:
-        """Dictionaries do not break."""
+    def check(self, findings: Findings, now: int) -> None:
+        """Look at what is committed now; writers wait for no more than it takes to copy what they would change."""
         with self.lock:
-            return []
+            frozen = checking.Frozen(self._state)
+        checking.check(frozen, findings, now, self.capacity)
 
     def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
         """Write a SQLite file of what is committed."""

@@ -50,6 +50,10 @@ class Order:
             order._placed = stays
         return order
 
+    def rows(self) -> list[Row]:
+        """All of them."""
+        return [row for _, row in self._placed]
+
     def behind(self, after: Position) -> Iterator[Row]:
         """The rows behind a position."""
         for index in range(self._start(self._placed, after), len(self._placed)):

@@ -67,6 +67,18 @@ class Table:
         stop = len(self._order) if high is None else bisect_left(self._order, high)
         return self._order[start:stop]
 
+    def kept_keys(self) -> list[str] | None:
+        """The order of the keys, where it is kept: for a check."""
+        return self._order
+
+    def kept_orders(self) -> list[tuple[tuple[SortKey, ...], list[Row]]]:
+        """The orders of sorts that are kept, as they would be used next: for a check."""
+        return [(sort, order.changed(since).rows()) for sort, (order, since) in list(self._orders.items())]
+
+    def in_order(self, namespace: str, sort: tuple[SortKey, ...]) -> list[Row]:
+        """All rows in the order of a sort, made anew."""
+        return Order(namespace, sort, self.rows.values()).rows()
+
     def order(self, namespace: str, sort: tuple[SortKey, ...]) -> Order:
         """All rows in the order of a sort."""
         order, since = self._orders.get(sort, (None, {}))

@@ -53,6 +53,10 @@ class Claims:
         """Whether the index is about a namespace."""
         return self.index.namespace in (None, namespace)
 
+    def copied(self) -> tuple[dict[Claim, str], dict[tuple[str, str], Claim]]:
+        """Who has what, as it is now: for a check."""
+        return self._owners.copy(), self._claims.copy()
+
     def owner(self, namespace: str, row: Row) -> str | None:
         """The other key that has what this row claims."""
         claim = claim_of(self.index.fields, namespace, row)

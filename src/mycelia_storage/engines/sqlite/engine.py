@@ -18,7 +18,7 @@ import apsw
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
-from mycelia_storage.engines.sqlite import copying, schema
+from mycelia_storage.engines.sqlite import checking, copying, schema
 from mycelia_storage.engines.sqlite.connection import (
     close_untouched,
     create_file,
@@ -29,7 +29,7 @@ from mycelia_storage.engines.sqlite.connection import (
     size_of,
 )
 from mycelia_storage.engines.sqlite.copying import Teller
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, one_state, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
@@ -48,6 +48,7 @@ from mycelia_storage.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mycelia_storage.checking import Findings
     from mycelia_storage.engines.engine import Member, Primitives, Progress
     from mycelia_storage.options import Options
 
@@ -57,11 +58,6 @@ PIN: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
 ANY_EXPIRY: Final = (
     "SELECT 1 FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at IS NOT NULL LIMIT 1"
 )
-UNREGISTERED: Final = """
-SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces) LIMIT 20"""
-IMPOSSIBLE_ROWS: Final = """
-SELECT namespace, key FROM storage_entries WHERE version < 1 OR created_at < 0 LIMIT 20"""
-
 MALFORMED: Final = """
 SELECT namespace, key FROM storage_entries
 WHERE NOT json_valid(value) OR (metadata IS NOT NULL AND NOT json_valid(metadata)) LIMIT 1"""
@@ -308,17 +304,13 @@ class SQLiteEngine:
             }
         return EngineStatus(self.path, schema.NEWEST, size_of(self.path) + details["wal_bytes"], details)
 
-    def check(self) -> list[str]:
-        """SQLite's own integrity check, the schema, and what must hold between the tables."""
-        with self.reading() as connection, one_state(connection):
-            schema.verify(connection, self.path)
-            problems = [str(line) for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
-            problems += [f"namespace {name!r} is not registered" for (name,) in connection.execute(UNREGISTERED)]
-            problems += [
-                f"{key!r} in namespace {namespace!r} has an impossible version or time"
-                for namespace, key in connection.execute(IMPOSSIBLE_ROWS)
-            ]
-        return problems
+    def check(self, findings: Findings, now: int) -> None:
+        """Look through the whole file in one state of it, on a connection of its own."""
+        lending = self._lend_apart()
+        try:
+            checking.check(lending, self.path, findings, now, lambda: self.closed_error() if self._why_closed else None)
+        finally:
+            lending.rollback()
 
     def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
         """Copy the file, as it is at one moment, while others write."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import apsw
 
-from mycelia_storage.codec import problem_of_text
+from mycelia_storage.checking import MAX_VERSION, problem_of_entry, problem_of_namespace
 from mycelia_storage.engines.sqlite.connection import copy_file, open_to_look, read_file, size_of
 from mycelia_storage.engines.sqlite.failures import one_state
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
@@ -34,9 +34,7 @@ from mycelia_storage.errors import (
     SchemaVersionError,
     StorageBusyError,
     StorageCorruptError,
-    StorageError,
 )
-from mycelia_storage.keys import check_key, check_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -169,12 +167,8 @@ Folded: TypeAlias = tuple[str, ...]
 # Literals and quoted names whole, since white space and case count in them.
 _WORDS: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\w\s]""")
 _QUOTED_WORD: Final = re.compile(r'"\w+"')
-# Twice the year 9999 in µs. No version comes near it, whatever a clock says.
-_MAX_FLOOR: Final = 2**59
-
 # So many seconds a file may look like no database, because another process creates or closes it.
 _LONGEST_MOVE: Final = 1.0
-_MAX_TIME: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _SHOWN_PROBLEMS: Final = 20
 _SHOWN_EXPIRING: Final = 3
 
@@ -237,24 +231,34 @@ def _verify(connection: apsw.Connection, path: str) -> int:
         raise SchemaVersionError(message)
     expected = NEWEST if ours else 1
     if version == expected:
-        made = {f"{PREFIX}{number}": definition(number, index) for number, index in _created(connection, found).items()}
-        wanted = {_name(sql): sql for sql in _EXPECTED[expected]} | made
-        differing = set(found.items()) ^ {(name, _folded(sql)) for name, sql in wanted.items()}
-        if not differing:
+        names = _differing(connection, found, expected)
+        if not names:
             if ours:
                 _verify_floor(connection, path)
             return expected
-        name = min(differing)[0]
         if ours:
-            raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {name!r}")
+            raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {names[0]!r}")
+    if ours:
+        raise StorageCorruptError(f"{path}: the table schema_version does not have the version that the file has")
     raise NotAStorageFileError(f"{path}: this database holds tables of somebody else")
 
 
 def _verify_floor(connection: apsw.Connection, path: str) -> None:
     """Without its one row nothing could be written, and beyond all clocks there are no versions left to give."""
     floors = connection.execute(_FLOOR).fetchall()
-    if len(floors) != 1 or not isinstance(floors[0][0], int) or not 0 <= floors[0][0] < _MAX_FLOOR:
+    if len(floors) != 1 or not isinstance(floors[0][0], int) or not 0 <= floors[0][0] < MAX_VERSION:
         raise StorageCorruptError(f"{path}: what storage_version_floor holds is not as this library writes it")
+
+
+def differing(connection: apsw.Connection) -> list[str]:
+    """The names of whatever is not in a file of ours as this library makes it: missing, too much, or altered."""
+    return _differing(connection, _objects(connection), NEWEST)
+
+
+def _differing(connection: apsw.Connection, found: dict[str, Folded], version: int) -> list[str]:
+    made = {f"{PREFIX}{number}": definition(number, index) for number, index in _created(connection, found).items()}
+    wanted = {_name(sql): sql for sql in _EXPECTED[version]} | made
+    return sorted({name for name, _ in set(found.items()) ^ {(name, _folded(sql)) for name, sql in wanted.items()}})
 
 
 def create(connection: apsw.Connection, now_ms: int) -> None:
@@ -382,42 +386,10 @@ def problems_of(connection: apsw.Connection, *, every: int = 0) -> Iterator[str 
         namespace, key, value, metadata, created_at, updated_at = row
         if every and not number % every:
             yield None
-        reason = (
-            _invalid_name(namespace, key)
-            or _invalid_text("the value", value)
-            or (None if metadata is None else _invalid_text("the metadata", metadata, is_object=True))
-            or _invalid_time("created_at", created_at)
-            or _invalid_time("updated_at", updated_at)
-        )
+        reason = problem_of_entry(namespace, key, value, metadata, created_at, updated_at)
         if reason is not None:
             yield f"{key!r} in {namespace!r}: {reason}"
     for name, metadata, created_at in connection.execute(_NAMESPACES):
-        reason = (
-            _invalid_name(name, "any")
-            or (None if metadata is None else _invalid_text("the metadata", metadata, is_object=True))
-            or _invalid_time("created_at", created_at)
-        )
+        reason = problem_of_namespace(name, metadata, created_at)
         if reason is not None:
             yield f"namespace {name!r}: {reason}"
-
-
-def _invalid_name(namespace: object, key: object) -> str | None:
-    try:
-        check_namespace(namespace)
-        check_key(key)
-    except StorageError as error:
-        return str(error)
-    return None
-
-
-def _invalid_text(what: str, text: object, *, is_object: bool = False) -> str | None:
-    if not isinstance(text, str):
-        return f"{what} is no text"
-    reason = problem_of_text(text, is_object=is_object)
-    return None if reason is None else f"{what}: {reason}"
-
-
-def _invalid_time(what: str, milliseconds: object) -> str | None:
-    if isinstance(milliseconds, int) and 0 <= milliseconds <= _MAX_TIME:
-        return None
-    return f"{what} is no time in milliseconds"
