@@ -2,7 +2,7 @@
 
 Called by the engine for `check`.
 
-1. The schema, SQLite's own integrity check, and the small tables.
+1. The schema, SQLite's own integrity check, and the small tables. (Whatever the statistics say changes no answer.)
 2. Every row, by the rules for keys, values and times. What cannot be read is stepped over.
 3. Every index against the table. SQLite's check misses entries that belong to no row in partial indexes, and wrong
    values in those on expressions. Both sides are hashed entry by entry into a sum, which does not mind the order and
@@ -36,7 +36,7 @@ from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.expressions import FieldSQL, text_literal
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, to_storage_error
 from mycelia_storage.engines.sqlite.indexes import MAX_INDEXES, PREFIX, all_indexes
-from mycelia_storage.errors import StorageCorruptError, StorageError
+from mycelia_storage.errors import NotAStorageFileError, StorageCorruptError, StorageError
 from mycelia_storage.indexing import check_index_name
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 
@@ -53,10 +53,7 @@ IS_REGISTERED: Final = "SELECT 1 FROM storage_namespaces WHERE name = ?"
 UNREGISTERED: Final = """
 SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces)"""
 FLOOR: Final = "SELECT id, version FROM storage_version_floor"
-VERSIONS: Final = "SELECT version, applied_at FROM schema_version"
 DEFINITIONS: Final = "SELECT name, namespace, is_unique, created_at FROM storage_indexes"
-STATISTICS: Final = "SELECT tbl, idx, stat FROM sqlite_stat1"
-HAS_STATISTICS: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_stat1'"
 
 _COLUMNS: Final = "namespace, key, value, metadata, created_at, updated_at, version, expires_at"
 # By the table itself: NOT INDEXED, or an expression would come from an index that has it.
@@ -75,7 +72,6 @@ _MOST_BUCKETS: Final = 16
 _SHOWN_OF_AN_INDEX: Final = 10
 _GREATEST_ID: Final = 2**63 - 1
 _HASHES: Final = 2**64
-_STATISTIC: Final = re.compile(r"\d+( \d+)*( (unordered|noskipscan|sz=\d+))*")
 _NAME_OF_INDEX: Final = re.compile(rf"\b{PREFIX}(\d+)\b")
 
 
@@ -172,7 +168,7 @@ class _Check:
     def run(self) -> None:
         if self._schema():
             self._integrity()
-            for look in (self._namespaces, self._floor, self._versions, self._definitions, self._statistics):
+            for look in (self._namespaces, self._floor, self._definitions):
                 with self._stepping_over("a table of the store's own"):
                     look()
             if self._unexplained and not self._findings.count:
@@ -234,7 +230,7 @@ class _Check:
         except _UnreadableError as error:
             self._findings.add(f"the schema: {error}")
             return False
-        except StorageCorruptError as error:
+        except (StorageCorruptError, NotAStorageFileError) as error:
             with self._stepping_over("the schema"), self._connection() as connection:
                 try:
                     names = schema.differing(connection)
@@ -283,11 +279,6 @@ class _Check:
             if type(version) is not int or not 0 <= version < MAX_VERSION:
                 self._findings.add("the version floor is no version")
 
-    def _versions(self) -> None:
-        found = [version for version, _ in self._fetch(VERSIONS)]
-        if schema.NEWEST not in found or not set(found) <= set(range(1, schema.NEWEST + 1)):
-            self._findings.add("schema_version does not hold the versions that the file has had")
-
     def _definitions(self) -> None:
         found = self._fetch(DEFINITIONS)
         if len(found) > MAX_INDEXES:
@@ -301,14 +292,6 @@ class _Check:
                 self._findings.add(f"the definition of the index {name!r}: {error}")
             if is_unique not in (0, 1) or type(created_at) is not int or created_at < 0:
                 self._findings.add(f"the definition of the index {name!r} is damaged")
-
-    def _statistics(self) -> None:
-        """Wrong numbers only make plans worse; what is no number SQLite would take for zero."""
-        if not self._fetch(HAS_STATISTICS):
-            return
-        for table, index, stat in self._fetch(STATISTICS):
-            if not isinstance(stat, str) or not _STATISTIC.fullmatch(stat):
-                self._findings.add(f"the statistics of {index or table!r} are no numbers: optimize() makes new ones")
 
     # ---- 2. every row
 
@@ -325,8 +308,8 @@ class _Check:
         with self._stepping_over("the created indexes"), self._connection() as connection:
             try:
                 indexes += [created(number, row) for number, row in all_indexes(connection).items()]
-            except StorageCorruptError as error:
-                self._findings.add(str(error))
+            except StorageCorruptError:  # which was told of with the schema
+                pass
         self._findings.indexes = len(indexes) - 2
         self._look_at_rows(indexes)
         for index in indexes:

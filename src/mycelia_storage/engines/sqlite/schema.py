@@ -238,8 +238,6 @@ def _verify(connection: apsw.Connection, path: str) -> int:
             return expected
         if ours:
             raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {names[0]!r}")
-    if ours:
-        raise StorageCorruptError(f"{path}: the table schema_version does not have the version that the file has")
     raise NotAStorageFileError(f"{path}: this database holds tables of somebody else")
 
 
