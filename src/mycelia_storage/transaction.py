@@ -19,6 +19,7 @@ from mycelia_storage.arguments import check_duration
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import Isolation, Primitives
 from mycelia_storage.engines.limits import Limit
+from mycelia_storage.engines.watchdog import Watchdog
 from mycelia_storage.errors import (
     ConfigError,
     InvalidValueError,
@@ -30,7 +31,6 @@ from mycelia_storage.errors import (
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.upkeep import Upkeep
 from mycelia_storage.verbs import Verbs
-from mycelia_storage.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from mycelia_storage.engines.watchdog import Watchdog
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
-from mycelia_storage.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ import apsw
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
-from mycelia_storage.engines.sqlite import checking, copying, schema
+from mycelia_storage.engines.sqlite import checking, checkpoints, copying, schema
+from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 from mycelia_storage.engines.sqlite.connection import (
     close_untouched,
     create_file,
@@ -87,6 +88,7 @@ class SQLiteEngine:
         # Which thread was lent a connection for a transaction, until it is given back: also when nobody has the session
         # any more, and the garbage collector is still about to end it.
         self._lent: dict[int, int] = {}
+        self._reading_since: dict[int, float] = {}
         self._why_closed: str | None = None
         self._is_held = False
         # Without WAL a reader waits for whoever writes.
@@ -105,6 +107,7 @@ class SQLiteEngine:
             raise StorageCorruptError(f"{self.path}: SQLite cannot read the file's schema") from error
         except DRIVER_ERRORS as error:
             raise to_storage_error(error, self.path) from error
+        self.checkpoints: Checkpoints = Checkpoints(self, options)
         self.writer: Writer = Writer(self, options, self._reopen, first)
         self.auto: Primitives = Auto(self)
         forking.register(self)
@@ -231,7 +234,9 @@ class SQLiteEngine:
             if isinstance(error, DRIVER_ERRORS):
                 raise self.failure(error) from error
             raise
-        return self._lend(connection, give_back)
+        lending = self._lend(connection, give_back)
+        self._reading_since[id(lending)] = time.monotonic()
+        return lending
 
     def _lend(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Lending:
         lending = Lending(self, connection, give_back)
@@ -243,6 +248,7 @@ class SQLiteEngine:
         """A session gave its connection back, and nothing of its transaction is open any more."""
         self._sessions.discard(lending)
         self._lent.pop(id(lending), None)
+        self._reading_since.pop(id(lending), None)
 
     def ended_error(self) -> StorageError:
         """Why a session takes no more calls."""
@@ -289,8 +295,14 @@ class SQLiteEngine:
     def holds_expiring(self) -> bool:
         return self._holds_expiring
 
+    def oldest_read(self) -> float | None:
+        """For how many seconds the oldest transaction that reads, scan or backup of this process has been open."""
+        since = list(self._reading_since.copy().values())
+        return time.monotonic() - min(since) if since else None
+
     def status(self) -> EngineStatus:
-        """Sizes, settings and versions."""
+        """Sizes, settings and versions, and who keeps the -wal from being written back."""
+        oldest = self.oldest_read()
         with self.reading() as connection:
             details: dict[str, Any] = {
                 "journal_mode": connection.pragma("journal_mode"),
@@ -301,7 +313,14 @@ class SQLiteEngine:
                 "readers": self.readers.made,
                 "max_readers": self._options.max_readers,
                 "sqlite_version": apsw.sqlite_lib_version(),
+                "open_reads": len(self._reading_since),
+                "oldest_read_seconds": None if oldest is None else round(oldest, 3),
             }
+            # After a statement that has read: before the first one a connection knows of no -wal.
+            frames, written_back = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+            waiting = max(0, frames - written_back) * details["page_size"]
+            details["wal_bytes_to_write_back"] = waiting
+            details["wal_is_held"] = waiting > checkpoints.WAL_LIMIT
         return EngineStatus(self.path, schema.NEWEST, size_of(self.path) + details["wal_bytes"], details)
 
     def check(self, findings: Findings, now: int) -> None:
@@ -397,6 +416,7 @@ class SQLiteEngine:
 
     def _close(self) -> None:
         self._why_closed = _CLOSED
+        self.checkpoints.close()
         self.writer.is_closed = True
         for lending in forking.all_of(self._sessions):
             lending.rollback()
@@ -446,6 +466,8 @@ class SQLiteEngine:
             lending.abandon()
         self._sessions = weakref.WeakSet()
         self._lent = {}
+        self._reading_since = {}
+        self.checkpoints = Checkpoints(self, self._options)
         self.readers = self.readers.anew(is_closed=bool(self._why_closed))
         self.writer.begin_anew(is_closed=bool(self._why_closed))
 

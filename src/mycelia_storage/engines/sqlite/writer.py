@@ -71,6 +71,8 @@ class Writer:
         self.connection.set_busy_handler(self._patience)
         self.cursor: apsw.Cursor = self.connection.cursor()
         self.is_dormant: bool = False
+        self._next_look = 0  # its changes are counted from 0
+        self._auto_checkpoint: int | None = None
 
     # ---- the lock
 
@@ -291,12 +293,22 @@ class Writer:
     # ---- upkeep
 
     def after_write(self) -> None:
-        """Keep the planner's statistics fresh: after a thousand changes, and whenever their number has doubled.
+        """Have a look at the file now and then: at the -wal's size, and whether the planner's statistics are fresh."""
+        changes = self._changes
+        if changes < self._next_look:
+            return
+        if changes >= self._next_refresh:
+            self._look_at_statistics()
+        next_refresh = max(self._next_refresh, changes + 1)
+        self._next_look = min(next_refresh, self._engine.checkpoints.look(changes))
+
+    def _look_at_statistics(self) -> None:
+        """After a thousand changes, and whenever their number has doubled.
 
         It looks at counts only, unless a namespace has grown tenfold; while others write it is put off. The write
         before it is done, so a failure here is logged and not raised.
         """
-        if self._changes < self._next_refresh or not self.line.try_acquire():
+        if not self.line.try_acquire():
             return
         try:
             if not self.is_closed and not self.is_dormant:
@@ -325,6 +337,27 @@ class Writer:
                 self._refresh_statistics()
         except DRIVER_ERRORS as error:
             LOG.debug("%s: the planner's statistics were not refreshed: %s", self._path, type(error).__name__)
+
+    @contextlib.contextmanager
+    def kept_out(self, patience: float) -> Iterator[bool]:
+        """No thread of this process writes during the block; False where that was not to be had in so many seconds."""
+        is_mine = self.line.acquire(patience)
+        try:
+            yield is_mine and not self.is_closed
+        finally:
+            if is_mine:
+                self.unlock()
+
+    def leave_wal_alone(self, *, is_left: bool) -> None:
+        """For the owner of the lock: from now on commits do not write the -wal back, or do again."""
+        if self.is_dormant:
+            return
+        if is_left and self._auto_checkpoint is None:
+            self._auto_checkpoint = self.connection.pragma("wal_autocheckpoint")
+            self.connection.wal_autocheckpoint(0)
+        elif not is_left and self._auto_checkpoint is not None:
+            self.connection.wal_autocheckpoint(self._auto_checkpoint)
+            self._auto_checkpoint = None
 
     def optimize(self) -> None:
         """Fresh statistics where SQLite wants them, and the -wal written back as far as nobody reads it."""

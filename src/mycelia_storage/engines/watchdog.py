@@ -1,7 +1,8 @@
 """`Watchdog`: a thread that calls what is due.
 
-Called by a store's `Home`, to end transactions over their time, and by its `Upkeep`, each with one of its own. The
-thread is started by the first thing to watch, and ends when it has had none for a while, or with the store.
+Called by a store's `Home`, to end transactions over their time, by its `Upkeep`, and by an engine for its files, each
+with one of its own. The thread is started by the first thing to watch, and ends when it has had none for a while, or
+with the store.
 """
 
 from __future__ import annotations
