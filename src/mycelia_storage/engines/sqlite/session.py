@@ -123,21 +123,18 @@ GREATEST: Final = "SELECT max(version) FROM storage_entries WHERE namespace = ?"
 GREATEST_OF_ALL: Final = "SELECT max(version) FROM storage_entries"
 CLEAR: Final = "DELETE FROM storage_entries WHERE namespace = ?"
 CLEAR_ALL: Final = "DELETE FROM storage_entries"
+_EXPIRED: Final = "storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"
 # The rows of a step, up to the first one before which enough bytes stand: to remove a big value, each of its pages is
 # visited. octet_length() does not read the value.
-PURGE: Final = """
+PURGE: Final = f"""
 DELETE FROM storage_entries WHERE id IN (
   SELECT id FROM (
-    SELECT id, sum(bytes) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (
-      SELECT id, octet_length(value) AS bytes FROM storage_entries INDEXED BY storage_entries_expiry
-      WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2))
+    SELECT id, sum(bytes) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM (SELECT id, octet_length(value) AS bytes FROM {_EXPIRED} ORDER BY expires_at LIMIT ?2))
   WHERE ifnull(before, 0) < ?3)
 RETURNING version"""
 PURGED_BYTES: Final = 4 * 1024 * 1024
-PURGE_ALL: Final = """
-DELETE FROM storage_entries WHERE id IN (
-  SELECT id FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1)
-RETURNING version"""
+PURGE_ALL: Final = f"DELETE FROM {_EXPIRED} RETURNING version"
 FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
 RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = ?1 WHERE id = 1 AND version < ?1"
 
