@@ -33,6 +33,7 @@ from mycelia_storage import (
     StorageReadOnlyError,
     TransactionError,
     UniqueIndexError,
+    field,
     open_async_storage,
     open_storage,
 )
@@ -666,13 +667,13 @@ def sql(*statements: str) -> Callable[[Path], None]:
     return lambda path: edit(path, *statements)
 
 
-def change_a_row_behind_its_index(path: Path) -> None:
+def change_a_row_behind_its_index(path: Path, number: int = -7) -> None:
     """While the index is out of the schema: every row can still be read, and only a walk through both tells."""
     connection = apsw.Connection(str(path))
     kept = connection.execute("SELECT * FROM sqlite_schema WHERE name = 'storage_index_1'").fetchall()
     connection.execute("PRAGMA writable_schema=ON; DELETE FROM sqlite_schema WHERE name = 'storage_index_1'")
     connection.close()
-    edit(path, "UPDATE storage_entries SET value = '{\"n\":-7}' WHERE key = 'key000100'")
+    edit(path, f"UPDATE storage_entries SET value = '{{\"n\":{number}}}' WHERE key = 'key000100'")
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA writable_schema=ON")
     connection.executemany("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", kept)
@@ -692,7 +693,7 @@ UNACCEPTABLE: dict[str, tuple[Callable[[Path], None], type[StorageError]]] = {
     "newer": (sql("INSERT INTO schema_version VALUES (3, 1)"), SchemaVersionError),
     "damaged page": (corrupt_page, StorageCorruptError),
     "truncated": (truncate, StorageCorruptError),
-    "an index that disagrees": (change_a_row_behind_its_index, StorageCorruptError),
+    "two entries with a unique value": (lambda path: change_a_row_behind_its_index(path, 99), StorageCorruptError),
     "a value that is no JSON": (
         sql("UPDATE storage_entries SET value = '{' WHERE namespace = 'expiring' AND key = 'soon'"),
         StorageCorruptError,
@@ -723,6 +724,26 @@ def test_a_file_that_cannot_be_taken_changes_nothing(
     assert files_of(tmp_path) == files
     assert files_of(target.parent) == {"backup.db"}
     any_store.check()
+
+
+def test_an_index_that_disagrees_is_built_anew(
+    any_store: Storage, tmp_path: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backup does not compare indexes with entries. What it lets through can be restored, and nothing is lost."""
+    fill(any_store, 500)
+    any_store.backup(target)
+    change_a_row_behind_its_index(target)
+    second = target.parent / "second.db"
+    with open_storage(target) as damaged:
+        with pytest.raises(StorageCorruptError):
+            damaged.check()
+        damaged.backup(second)
+    any_store.restore(second)
+    assert "indexes did not fit the entries and were built anew" in caplog.messages[0]
+    assert len(caplog.messages) == 1
+    any_store.check()
+    assert any_store.get("key000100") == {"n": -7}
+    assert any_store.query(field("n") == -7).keys() == ["key000100"], "by the index"
 
 
 def test_a_damaged_store_gives_no_backup(tmp_path: Path, target: Path) -> None:

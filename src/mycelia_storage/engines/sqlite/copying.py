@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,9 @@ _SHOWN_PROBLEMS: Final = 20
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
 INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
+# All but whether each index has what the rows say, which takes several times as long.
+STRUCTURE: Final = f"PRAGMA quick_check({_SHOWN_PROBLEMS})"
+REBUILD_INDEXES: Final = "REINDEX"
 PIN: Final = "SELECT count(*) FROM sqlite_schema"
 GREATEST_VERSION: Final = """
 SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
@@ -60,6 +64,8 @@ _TABLES: Final = {
     "storage_entries": "id, namespace, key, version, created_at, updated_at, expires_at, metadata, value",
 }
 RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = max(version, ?) WHERE id = 1"
+
+LOG: Final = logging.getLogger("mycelia_storage")
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -212,7 +218,8 @@ def complete(connection: apsw.Connection, target: str, teller: Teller) -> None:
     # At the same time: both go through the whole file, one on the processor and the other on the disk.
     with ThreadPoolExecutor(1, "mycelia-sync") as pool:
         synced = pool.submit(_sync, connection.filename)
-        check_integrity(connection, f"{target}: what was copied is damaged, and so is the store", teller)
+        what = f"{target}: what was copied is damaged, and so is the store"
+        _raise_problems(_problems(connection, STRUCTURE, what, teller), what)
         with failing_as(target):
             synced.result()
 
@@ -248,14 +255,17 @@ def copy_pages(
         backup.close(True)
 
 
-def check_integrity(connection: apsw.Connection, what: str, teller: Teller) -> None:
-    """SQLite's own check. Raises StorageCorruptError that says what is wrong."""
+def _problems(connection: apsw.Connection, statement: str, what: str, teller: Teller) -> list[str]:
+    """What SQLite itself finds wrong. Raises StorageCorruptError where it cannot even read on."""
     pages = connection.pragma("page_count")
     try:
         with teller.telling(connection, "checking", pages):
-            problems = [str(line) for (line,) in connection.execute(INTEGRITY) if line != "ok"]
+            return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what) from error
+
+
+def _raise_problems(problems: list[str], what: str) -> None:
     if problems:
         raise StorageCorruptError(f"{what}: {'; '.join(problems)}")
 
@@ -346,7 +356,7 @@ def _make_sound(connection: apsw.Connection, path: str, options: Options, teller
         version = schema.verify(connection, path)
     if version == 1 and not options.migrate:
         raise SchemaVersionError(f"{path}: the file has schema version 1, and migrate=False keeps it there")
-    check_integrity(connection, f"{path}: the file is damaged", teller)
+    _check_or_rebuild(connection, path, teller)
     if version == schema.NEWEST:
         _check_rows(connection, path, teller)
         return
@@ -357,6 +367,25 @@ def _make_sound(connection: apsw.Connection, path: str, options: Options, teller
             connection.execute(COMMIT)
         finally:
             roll_back(connection)
+
+
+def _check_or_rebuild(connection: apsw.Connection, path: str, teller: Teller) -> None:
+    """SQLite's own check. Where only indexes do not fit the rows, they are built anew: nothing else is in them."""
+    what = f"{path}: the file is damaged"
+    problems = _problems(connection, INTEGRITY, what, teller)
+    if not problems:
+        return
+    if _problems(connection, STRUCTURE, what, teller):
+        _raise_problems(problems, what)
+    try:
+        with teller.telling(connection, "checking", connection.pragma("page_count")):
+            connection.execute(REBUILD_INDEXES)
+    except (apsw.ConstraintError, apsw.SQLError):  # two rows of the same key, or a value that is no JSON
+        _raise_problems(problems, what)
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+    _raise_problems(_problems(connection, INTEGRITY, what, teller), what)
+    LOG.warning("%s: indexes did not fit the entries and were built anew from them: %s", path, "; ".join(problems))
 
 
 def _check_rows(connection: apsw.Connection, path: str, teller: Teller) -> None:

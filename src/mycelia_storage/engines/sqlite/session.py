@@ -124,8 +124,7 @@ GREATEST_OF_ALL: Final = "SELECT max(version) FROM storage_entries"
 CLEAR: Final = "DELETE FROM storage_entries WHERE namespace = ?"
 CLEAR_ALL: Final = "DELETE FROM storage_entries"
 _EXPIRED: Final = "storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"
-# The rows of a step, up to the first one before which enough bytes stand: to remove a big value, each of its pages is
-# visited. octet_length() does not read the value.
+# As many rows as hold so many bytes: each page of a big value is visited. octet_length() does not read the value.
 PURGE: Final = f"""
 DELETE FROM storage_entries WHERE id IN (
   SELECT id FROM (
