@@ -1,16 +1,19 @@
 # Everything runs in .venv, which the first target that needs it makes. PYTHON may name another interpreter (3.11 or later).
+# Tests of encryption run in .venv-encryption: the driver that encrypts has the module name of the one that does not.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WHAT ?=
+ENCRYPTION := .venv-encryption
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test test-encryption lint bench clean help
 
 help:
-	@echo "Everything runs in .venv; 'make clean' removes it, which another PYTHON=… needs first."
+	@echo "Everything runs in .venv and .venv-encryption; 'make clean' removes them, which another PYTHON=… needs first."
 	@echo "make demo   235,000 real documents into a SQLite file and out again"
-	@echo "make test   all tests (make test WHAT='-k crash' passes options to pytest)"
+	@echo "make test   all tests (make test WHAT='-k crash' passes options to pytest, and leaves out the next)"
+	@echo "make test-encryption   those of encryption, which 'make test' runs too"
 	@echo "make lint   ruff, mypy --strict, pyright"
 	@echo "make bench  speed beside a hand-written SQLite loop and other libraries"
 
@@ -33,11 +36,22 @@ $(VENV)/bench: $(VENV)/dev
 	$(PIP) --group bench
 	@touch $@
 
+$(ENCRYPTION)/made: $(VENV)/python pyproject.toml constraints.txt
+	$(BIN)/python -m venv --without-pip $(ENCRYPTION)
+	$(BIN)/python -m pip --python $(ENCRYPTION) install --quiet --disable-pip-version-check --constraint constraints.txt --group encryption
+	@touch $@
+
 demo: $(VENV)/demo
 	$(BIN)/python demo/cities.py
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(WHAT)
+ifeq ($(WHAT),)
+	@$(MAKE) --no-print-directory test-encryption
+endif
+
+test-encryption: $(ENCRYPTION)/made
+	PYTHONPATH=src $(ENCRYPTION)/bin/python -m pytest tests/encryption $(WHAT)
 
 # --verifytypes finds the package through the python that is first on the path, and not through --pythonpath.
 lint: $(VENV)/dev
@@ -51,4 +65,4 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks --svg docs/benchmarks.svg
 
 clean:
-	rm -rf $(VENV) demo-data
+	rm -rf $(VENV) $(ENCRYPTION) demo-data

@@ -575,9 +575,9 @@ def reserve(path: Path, count: int) -> None:
     assert path.read_bytes()[20] == count
 
 
-@pytest.mark.parametrize(("of_store", "of_source"), [(0, 8), (8, 0), (8, 8)])
+@pytest.mark.parametrize(("of_store", "of_source"), [(0, 16), (16, 0), (16, 16)])
 def test_reserved_bytes_become_those_of_the_store(tmp_path: Path, target: Path, of_store: int, of_source: int) -> None:
-    """In a file with checksums they hold these, so that too few or too many would make it unreadable, or unguarded."""
+    """What they are for is known to who reserved them: too few or too many would make the file unreadable for him."""
     path = tmp_path / "store.db"
     with open_storage(path, wal_mode=False) as store:
         fill(store)

@@ -5,6 +5,7 @@ One contract on SQLite and in memory: `open_storage` is where to begin.
 
 from mycelia_storage.aio import AsyncNamespace, AsyncScan, AsyncStorage, AsyncTransaction, open_async_storage
 from mycelia_storage.arguments import KEEP, MISSING
+from mycelia_storage.engines.sqlite.rekeying import rekey
 from mycelia_storage.entries import (
     CheckReport,
     CopyProgress,
@@ -131,4 +132,5 @@ __all__ = [
     "open_async_storage",
     "open_storage",
     "path",
+    "rekey",
 ]

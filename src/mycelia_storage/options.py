@@ -43,8 +43,27 @@ class StorageOptions(TypedDict, total=False):
     transaction_timeout: float | timedelta
     read_only: bool
     debug: bool
+    checksums: bool | None
+    encryption_key: str | bytes | None
     clock: Callable[[], float]
     capacity: int | None
+
+
+class Secret:
+    """A passphrase, which no repr, message or log shows; and what was derived from it, by salt."""
+
+    def __init__(self, passphrase: bytes) -> None:
+        self._passphrase = passphrase
+        self.derived: dict[bytes, bytes] = {}
+        # Salts with which the key is known to open a file.
+        self.proven: set[bytes] = set()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def reveal(self) -> bytes:
+        """The passphrase, for who derives a key from it."""
+        return self._passphrase
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +81,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     transaction_timeout: float = 30.0
     read_only: bool = False
     debug: bool = False
+    checksums: bool | None = None
+    encryption_key: Secret | None = None
     clock: Callable[[], float] = time.time
     capacity: int | None = None
 
@@ -100,6 +121,8 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
     base_dir = options.pop("base_dir", None)
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
+    if checked.get("checksums") and checked.get("encryption_key"):
+        raise ConfigError("checksums: not together with encryption_key, which authenticates each page itself")
     if backend == "sqlite":
         for name in _ONLY_IN_MEMORY:
             if checked.get(name) is not None:
@@ -292,6 +315,24 @@ def _synchronous(name: str, value: object) -> str:
     return value.upper()
 
 
+def _bool_or_none(name: str, value: object) -> bool | None:
+    return None if value is None else _bool(name, value)
+
+
+def _secret(name: str, value: object) -> Secret | None:
+    """Never with the value in what it raises."""
+    if value is None:
+        return None
+    if not isinstance(value, str | bytes):
+        raise ConfigError(f"{name}: a str, or bytes, are needed, not {type(value).__name__}")
+    if not value:
+        raise ConfigError(f"{name}: it is empty, and would protect nothing; None is no encryption")
+    try:
+        return Secret(value.encode() if isinstance(value, str) else value)
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name}: it holds a lone surrogate, which is no text; give bytes") from None
+
+
 def _clock(name: str, value: object) -> Callable[[], float]:
     if not callable(value):
         raise ConfigError(
@@ -311,6 +352,8 @@ _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "transaction_timeout": _seconds_above_zero,
     "read_only": _bool,
     "debug": _bool,
+    "checksums": _bool_or_none,
+    "encryption_key": _secret,
     "clock": _clock,
     "capacity": _whole_or_none,
 }

@@ -2,7 +2,7 @@
 
 Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
 verbs that ask what documents contain in `querying`, and those on indexes in `indexes`, those on backups in
-`backups`.
+`backups`, and the one on keys in `keys`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from mycelia_storage import __version__
-from mycelia_storage.cli import backups, failures, indexes, output, querying
+from mycelia_storage.cli import backups, failures, indexes, keys, output, querying
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
@@ -278,6 +278,7 @@ def check(context: typer.Context) -> None:
 
 app.command()(backups.backup)
 app.command()(backups.restore)
+app.command()(keys.rekey)
 
 
 def _refuse_glued_namespace(arguments: Sequence[str]) -> None:

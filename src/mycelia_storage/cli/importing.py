@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from mycelia_storage import open_storage
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of
+from mycelia_storage.cli.opening import options_from_environment
 from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
@@ -98,7 +99,10 @@ def run_import(options: ImportOptions) -> Outcome:
         _check(options, outcome.format)
         clock = _BatchClock()
         is_export = outcome.format == "export"
-        store = open_storage(options.target, clock=clock.read) if is_export else open_storage(options.target)
+        given = options_from_environment()
+        if is_export:
+            given["clock"] = clock.read
+        store = open_storage(options.target, **given)
         with store, ImportProgress(source) as progress:
             run = _Import(store, options, outcome, progress, clock)
             try:

@@ -15,9 +15,13 @@ from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageErro
 from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
-    from mycelia_storage import Storage
+    from mycelia_storage import Storage, StorageOptions
 
 ENVIRONMENT: Final = "MYCELIA_STORAGE"
+KEY: Final = "MYCELIA_STORAGE_KEY"
+KEY_FILE: Final = "MYCELIA_STORAGE_KEY_FILE"
+NEW_KEY: Final = "MYCELIA_STORAGE_NEW_KEY"
+NEW_KEY_FILE: Final = "MYCELIA_STORAGE_NEW_KEY_FILE"
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="The namespace.")]
 
@@ -36,4 +40,30 @@ def open_store(context: typer.Context, *, create: bool = False) -> Storage:
     path = read_options(target, {}).path
     if path and not create and not os.path.exists(path):
         raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
-    return open_storage(target)
+    return open_storage(target, **options_from_environment())
+
+
+def options_from_environment() -> StorageOptions:
+    """What the environment says about how the store is opened. Raises UsageError, CommandError."""
+    key = read_key(KEY, KEY_FILE)
+    return {} if key is None else {"encryption_key": key}
+
+
+def read_key(name: str, file_name: str) -> bytes | None:
+    """A key from the environment, or from a file that it names; never an argument, which everybody here can read.
+
+    A key file need not be text. A newline at its end is an editor's, and no part of the key.
+    """
+    text, path = os.environ.get(name), os.environ.get(file_name)
+    if text is not None and path is not None:
+        raise UsageError(f"{name} and {file_name} cannot go together")
+    if text is not None:
+        return os.fsencode(text)
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            key = file.read()
+    except OSError as error:
+        raise CommandError(f"{file_name}: {path} cannot be read: {error.strerror}", STORAGE_FAILED) from None
+    return key.removesuffix(b"\n").removesuffix(b"\r")

@@ -20,6 +20,7 @@ from mycelia_storage.engines.line import Line
 from mycelia_storage.engines.memory import checking, files
 from mycelia_storage.engines.memory.state import Changes, State
 from mycelia_storage.engines.memory.view import View
+from mycelia_storage.engines.sqlite.pages import require_driver
 from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
@@ -193,6 +194,7 @@ class MemoryEngine:
     reads_at_once = True
 
     def __init__(self, options: Options) -> None:
+        require_driver(options)  # for backups
         self._options = options
         self.capacity: int | None = options.capacity
         self.lock: AbstractContextManager[object] = _Lock()

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
+from mycelia_storage.engines.sqlite import pages
 from mycelia_storage.engines.sqlite.expressions import create_functions
 from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mycelia_storage.options import Options
+    from mycelia_storage.engines.sqlite.pages import Kind
+    from mycelia_storage.options import Options, Secret
 
 MINIMUM_SQLITE: Final = (3, 51, 3)
 SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
@@ -33,7 +35,6 @@ STEPS_BETWEEN_LOOKS: Final = 50_000
 _STEPS_IN_A_HURRY: Final = 200
 
 _PIECE: Final = 1024 * 1024
-_FILE_LAYER: Final = "unix" if os.name == "posix" else "win32"
 
 # Beyond this the -wal is cut back after a checkpoint, whatever one big transaction made of it.
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
@@ -84,20 +85,30 @@ def close_untouched(connection: apsw.Connection, path: str) -> None:
     connection.close()
 
 
-def open_to_look(path: str) -> apsw.Connection:
+def open_to_look(path: str, secret: Secret | None = None) -> apsw.Connection:
     """A connection that leaves a file that may be somebody else's, and its -wal, as they are to the byte.
 
     Without a -wal everything stands in the file itself, which can then be read without locks or files beside it. With
-    one, it is read through it, and not written back on closing.
+    one, it is read through it, and not written back on closing. Raises ConfigError for an encrypted file without its
+    key; the key of a file that is not encrypted is left aside.
     """
-    if size_of(path + "-wal"):
-        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    has_wal = bool(size_of(path + "-wal"))
+    name = path if has_wal else f"file:{urllib.parse.quote(path)}?immutable=1"
+    connection = _connect(path, _start(path), secret, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, name=name)
+    if has_wal:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    else:
-        uri = f"file:{urllib.parse.quote(path)}?immutable=1"
-        connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     _distrust(connection)
     return connection
+
+
+def open_copy(path: str, secret: Secret | None) -> apsw.Connection:
+    """A connection to a copy of a file, which may have a journal beside it that has to be rolled back."""
+    return _connect(path, _start(path), secret, apsw.SQLITE_OPEN_READWRITE)
+
+
+def kind_at(path: str) -> Kind:
+    """What kind of file there is."""
+    return pages.kind_of(_start(path))
 
 
 def read_file(path: str, first: int, size: int) -> bytes:
@@ -106,7 +117,7 @@ def read_file(path: str, first: int, size: int) -> bytes:
     Never by open() and close(): closing a file drops every lock that this process has on it, and with them those of
     other stores (sqlite.org/howtocorrupt.html, 2.2). SQLite's layer knows of them, and closes later.
     """
-    file = apsw.VFSFile(_FILE_LAYER, path, [apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_MAIN_DB, 0])
+    file = apsw.VFSFile(pages.FILE_LAYER, path, [apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_MAIN_DB, 0])
     try:
         return file.xRead(max(0, min(size, file.xFileSize() - first)), first)
     finally:
@@ -174,15 +185,66 @@ def _make_directories(directory: str) -> None:
 def _open(path: str, flags: int, options: Options) -> apsw.Connection:
     # The path is resolved: a link in it was put there since.
     flags |= apsw.SQLITE_OPEN_NOFOLLOW
-    connection = apsw.Connection(path, flags=flags, statementcachesize=options.prepare_cache_size)
-    connection.set_busy_handler(Patience(options.busy_timeout))
-    _distrust(connection)
-    plan_once(connection)
-    create_functions(connection)
-    # Statement journals in memory: a temporary file for each costs more than the write itself.
-    connection.execute("PRAGMA temp_store=MEMORY")
-    if options.debug:
-        connection.trace_v2(apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_PROFILE, _StatementLog())
+    start = _start(path)
+    pages.require_fitting(path, pages.kind_of(start), options)
+    connection = _connect(
+        path,
+        start,
+        options.encryption_key,
+        flags,
+        new_as="checksums" if options.checksums else "encrypted" if options.encryption_key else "plain",
+        patience=options.busy_timeout,
+        statementcachesize=options.prepare_cache_size,
+    )
+    try:
+        _distrust(connection)
+        plan_once(connection)
+        create_functions(connection)
+        if options.debug:
+            connection.trace_v2(apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_PROFILE, _StatementLog())
+    except BaseException:
+        close_untouched(connection, path)
+        raise
+    return connection
+
+
+def _start(path: str) -> bytes:
+    return read_file(path, 0, pages.HEADER_BYTES)
+
+
+def _connect(
+    path: str,
+    start: bytes,
+    secret: Secret | None,
+    flags: int,
+    *,
+    name: str | None = None,
+    new_as: Kind = "plain",
+    patience: float = 0.0,
+    **more: int,
+) -> apsw.Connection:
+    """A connection by the layer, and with the key, that the pages of a file take which begins with `start`.
+
+    `name` is what SQLite opens, where that is more than the path; `new_as` is what a file becomes that is new.
+    """
+    kind = pages.kind_of(start)
+    is_new = kind == "new"
+    if is_new:
+        kind = new_as
+    if kind == "encrypted":
+        secret = pages.require_key(path, secret)
+    connection = apsw.Connection(path if name is None else name, flags=flags, vfs=pages.layer_for(kind), **more)
+    try:
+        connection.set_busy_handler(Patience(patience))
+        if kind == "encrypted" and secret is not None:
+            pages.unlock(connection, path, secret, start)
+        if kind == "checksums" and is_new:
+            connection.reserve_bytes("main", pages.CHECKSUM_BYTES)
+        # Statement journals in memory: a temporary file for each costs more than the write itself.
+        connection.execute("PRAGMA temp_store=MEMORY")
+    except BaseException:
+        close_untouched(connection, path)
+        raise
     return connection
 
 

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
+import msgspec
 
 from mycelia_storage.engines.limits import check_limit
-from mycelia_storage.engines.sqlite import indexes, schema
-from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, open_writer, size_of
+from mycelia_storage.engines.sqlite import indexes, pages, schema
+from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, kind_at, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE, look_at
 from mycelia_storage.entries import CopyProgress
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mycelia_storage.entries import CopyStep
-    from mycelia_storage.options import Options
+    from mycelia_storage.options import Options, Secret
 
 # A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
 PAGES_AT_ONCE: Final = 1024
@@ -49,6 +50,7 @@ _SHOWN_PROBLEMS: Final = 20
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
+INTO: Final = "VACUUM INTO ?"
 INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
 # All but whether each index has what the rows say, which takes several times as long.
 STRUCTURE: Final = f"PRAGMA quick_check({_SHOWN_PROBLEMS})"
@@ -293,11 +295,7 @@ def prepared(
         raise ConfigError(f"path: {path} is the store's own file: there is nothing to restore")
     with contextlib.ExitStack() as stack:
         copy = stack.enter_context(file_beside(beside))
-        with failing_as(path):
-            connection = open_writer(copy, options)
-        stack.callback(connection.close)
-        connection.execute("PRAGMA synchronous=OFF")
-        _bring(path, connection, options, teller)
+        connection = _bring(path, copy, options, teller, stack)
         _make_sound(connection, path, options, teller)
         if shape is not None and vars(Shape(connection)) != vars(shape):
             other = stack.enter_context(file_beside(beside))
@@ -326,24 +324,47 @@ def _rebuild(source: apsw.Connection, target: apsw.Connection, shape: Shape, pat
         target.execute(COMMIT)
 
 
-def _bring(path: str, target: apsw.Connection, options: Options, teller: Teller) -> None:
+def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contextlib.ExitStack) -> apsw.Connection:
+    """A connection to a copy of a source in its own version and, but for encryption, with its own pages."""
     with failing_as(path):
         if not os.path.isfile(path):
             raise ConfigError(f"path: {path} is no file" if os.path.lexists(path) else f"path: there is no file {path}")
         look_at(os.path.realpath(path))
         before = _state(path)
-        if schema.recognise(path, options.busy_timeout) == 0:
+        if schema.recognise(path, options.busy_timeout, options.encryption_key) == 0:
             raise NotAStorageFileError(f"{path}: the file is empty: there is nothing to restore")
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as looking:
         with failing_as(path):
-            source = stack.enter_context(schema.looking(path))
-            source.execute("BEGIN")
-            source.execute(PIN).fetchall()
-        copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
+            source = looking.enter_context(schema.looking(path, options.encryption_key))
+            is_to_be_encrypted = options.encryption_key is not None and kind_at(source.filename) != "encrypted"
+        if is_to_be_encrypted:
+            write_anew(source, copy, options.encryption_key, path, teller)
+        with failing_as(path):
+            # As it is: what a new file gets besides, it would claim to have in its own pages.
+            target = open_writer(copy, msgspec.structs.replace(options, checksums=None))
+        stack.callback(target.close)
+        target.execute("PRAGMA synchronous=OFF")
+        if not is_to_be_encrypted:
+            with failing_as(path):
+                source.execute("BEGIN")
+                source.execute(PIN).fetchall()
+            copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
     if not size_of(path + "-wal") and _state(path) != before:
         raise StorageBusyError(f"{path}: the file was changed while it was read: make a backup, and restore that")
     with failing_as(path):
         target.pragma("journal_mode", "delete")
+    return target
+
+
+def write_anew(
+    source: apsw.Connection, target: str, secret: Secret | None, what: str, teller: Teller, step: CopyStep = "copying"
+) -> None:
+    """Write a database into an empty file, encrypted with another key or none: pages can not be copied there.
+
+    The driver has to be the one that encrypts.
+    """
+    with teller.telling(source, step, source.pragma("page_count")), failing_as(what):
+        source.execute(INTO, (pages.address_of_new(target, secret),))
 
 
 def _state(path: str) -> tuple[int, int, int]:

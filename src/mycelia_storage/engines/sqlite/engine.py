@@ -15,14 +15,16 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
+import msgspec
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
-from mycelia_storage.engines.sqlite import checking, checkpoints, copying, schema
+from mycelia_storage.engines.sqlite import checking, checkpoints, copying, pages, schema
 from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 from mycelia_storage.engines.sqlite.connection import (
     close_untouched,
     create_file,
+    kind_at,
     open_reader,
     open_writer,
     require_safe_sqlite,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.checking import Findings
     from mycelia_storage.engines.engine import Member, Primitives, Progress
+    from mycelia_storage.engines.sqlite.pages import Kind
     from mycelia_storage.options import Options
 
 BEGIN: Final = "BEGIN"
@@ -80,6 +83,7 @@ class SQLiteEngine:
     backend = "sqlite"
 
     def __init__(self, options: Options) -> None:
+        pages.require_driver(options)
         self._options = options
         self.path: Final = options.path
         if self.path in forking.inherited:
@@ -101,6 +105,8 @@ class SQLiteEngine:
         try:
             first = self._open_read_only() if options.read_only else self._open()
             self._holds_expiring: bool = first.execute(ANY_EXPIRY).get is not None
+            # What a backup has to be like.
+            self._options = msgspec.structs.replace(options, checksums=kind_at(self.path) == "checksums")
         except OSError as error:
             raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
         except apsw.SQLError as error:  # the statements are right, so the file is not
@@ -115,11 +121,19 @@ class SQLiteEngine:
     # ---- opening
 
     def _open(self) -> apsw.Connection:
-        options = self._options
         look_at(self.path)
         create_file(self.path)
+        while True:
+            connection = self._open_once()
+            if connection is not None:
+                return connection
+
+    def _open_once(self) -> apsw.Connection | None:
+        """None where the file was new, and another process has just made it one of another kind."""
+        options = self._options
         place = look_at(self.path)
-        version = schema.recognise(self.path, options.busy_timeout)
+        kind = kind_at(self.path)
+        version = schema.recognise(self.path, options.busy_timeout, options.encryption_key)
         self._require_migration(version)
         connection = open_writer(self.path, options)
         try:
@@ -132,19 +146,36 @@ class SQLiteEngine:
                 # That stood in the header. The -wal or a journal, which the connection has read by now, knows better.
                 version = schema.verify(connection, self.path)
                 self._require_migration(version)
+            if version == 0 and not self._create(connection, kind):
+                close_untouched(connection, self.path)
+                return None
             if version == 1:
                 self._migrate(connection, schema.NEWEST)
             set_journal_mode(connection, self.path, wal=options.wal_mode, timeout=options.busy_timeout)
-            if version == 0:
-                self._migrate(connection, schema.NEWEST)
-                # So that the header is in the file, and whoever looks at it next need not look through the -wal.
-                with contextlib.suppress(apsw.BusyError):
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         except BaseException:
             close_untouched(connection, self.path)
             raise
         return connection
+
+    def _create(self, connection: apsw.Connection, kind: Kind) -> bool:
+        """Lay out a file that is new. False where another process was first, and the connection does not fit its pages.
+
+        That is found out before anything is written, under the file's lock; so it is done before the journal mode is
+        set, which writes a first page and cannot be done inside a transaction.
+        """
+        try:
+            connection.execute(BEGIN_TO_WRITE)
+        except apsw.NotADBError:
+            return False  # it is encrypted by now, and not with this connection's salt
+        try:
+            if kind_at(self.path) != kind:
+                return False
+            self._bring_to(connection, schema.NEWEST)
+            connection.execute(COMMIT)
+        finally:
+            roll_back(connection)
+        return True
 
     def _require_migration(self, version: int) -> None:
         if version == 1 and not self._options.migrate:
@@ -159,7 +190,7 @@ class SQLiteEngine:
         if not os.path.exists(self.path):
             raise ConfigError(f"db_path: there is no file {self.path}, and read_only=True makes none")
         place = look_at(self.path)
-        version = schema.recognise(self.path, self._options.busy_timeout)
+        version = schema.recognise(self.path, self._options.busy_timeout, self._options.encryption_key)
         reason = "read_only=True cannot migrate it"
         self._require_newest(version, reason)
         connection = open_reader(self.path, self._options)
@@ -228,6 +259,9 @@ class SQLiteEngine:
         try:
             connection.execute(BEGIN)
             connection.execute(PIN).fetchall()
+            if not connection.in_transaction:
+                # What SQLite reads with the schema could not be read, and it said nothing.
+                raise StorageCorruptError(f"{self.path}: the statistics of the file are damaged")
         except BaseException as error:
             roll_back(connection)
             give_back()
@@ -277,7 +311,7 @@ class SQLiteEngine:
         if isinstance(error, apsw.SQLError) and not self._why_closed:
             # The statements are right, so the tables are not: another process took the file to another version.
             with (
-                contextlib.suppress(apsw.Error),
+                contextlib.suppress(apsw.Error, ConfigError),
                 forking.opening(self.path),
                 contextlib.closing(open_reader(self.path, self._options)) as look,
             ):
@@ -312,6 +346,8 @@ class SQLiteEngine:
                 "wal_bytes": size_of(self.path + "-wal"),
                 "readers": self.readers.made,
                 "max_readers": self._options.max_readers,
+                "checksums": self._options.checksums,
+                "encrypted": self._options.encryption_key is not None,
                 "sqlite_version": apsw.sqlite_lib_version(),
                 "open_reads": len(self._reading_since),
                 "oldest_read_seconds": None if oldest is None else round(oldest, 3),
@@ -390,20 +426,23 @@ class SQLiteEngine:
 
     def _migrate(self, connection: apsw.Connection, target: int) -> None:
         """What has to be done is decided under the file's lock: another process may have been here first."""
-        now_ms = int(self._options.clock() * 1000)
         connection.execute(BEGIN_TO_WRITE)
         try:
-            version = schema.verify(connection, self.path)
-            if version == 0:
-                schema.create(connection, now_ms)
-            elif version < target:
-                schema.upgrade(connection, self.path, now_ms)
-            elif version > target:
-                schema.downgrade(connection, self.path, now_ms)
+            self._bring_to(connection, target)
             connection.execute(COMMIT)
         except BaseException:
             roll_back(connection)
             raise
+
+    def _bring_to(self, connection: apsw.Connection, target: int) -> None:
+        now_ms = int(self._options.clock() * 1000)
+        version = schema.verify(connection, self.path)
+        if version == 0:
+            schema.create(connection, now_ms)
+        elif version < target:
+            schema.upgrade(connection, self.path, now_ms)
+        elif version > target:
+            schema.downgrade(connection, self.path, now_ms)
 
     # ---- the end, and forks
 

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import apsw
 
 from mycelia_storage.checking import MAX_VERSION, problem_of_entry, problem_of_namespace
-from mycelia_storage.engines.sqlite.connection import copy_file, open_to_look, read_file, size_of
+from mycelia_storage.engines.sqlite import pages
+from mycelia_storage.engines.sqlite.connection import copy_file, open_copy, open_to_look, read_file, size_of
 from mycelia_storage.engines.sqlite.failures import one_state
 from mycelia_storage.engines.sqlite.indexes import PREFIX, all_indexes, definition
 from mycelia_storage.errors import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from mycelia_storage.engines.engine import IndexRow
+    from mycelia_storage.options import Secret
 
 NEWEST: Final = 2
 APPLICATION_ID: Final = 0x4D795374
@@ -158,6 +160,8 @@ _DOWN_TO_1: Final = (
 
 _SCHEMA: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _FLOOR: Final = "SELECT version FROM storage_version_floor"
+# SQLite reads them with the schema, and says nothing where that fails; an open transaction is gone then.
+_STATISTICS: Final = ("SELECT * FROM sqlite_stat1", "SELECT * FROM sqlite_stat4")
 _VERSION: Final = "SELECT max(version) FROM schema_version"
 _ROWS: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
 _NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
@@ -169,21 +173,24 @@ _WORDS: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\w\s]""")
 _QUOTED_WORD: Final = re.compile(r'"\w+"')
 # So many seconds a file may look like no database, because another process creates or closes it.
 _LONGEST_MOVE: Final = 1.0
+# So often a first page is read that does not fit its checksum: it may be written just now.
+_LOOKS_AT_START: Final = 3
 _SHOWN_PROBLEMS: Final = 20
 _SHOWN_EXPIRING: Final = 3
 
 
-def recognise(path: str, patience: float) -> int:
+def recognise(path: str, patience: float, secret: Secret | None = None) -> int:
     """The version of the file at `path` by its header and tables, 0 for one that is new. Changes nothing.
 
-    Raises NotAStorageFileError for what is no database or somebody else's, StorageBusyError where others kept it from
-    being read for `patience` seconds. A version is only read here where the header does not say that the file is ours;
-    then it is `NEWEST`, and `verify` looks closer.
+    Raises NotAStorageFileError for what is no database or somebody else's, ConfigError for an encrypted file without a
+    key, StorageCorruptError where the first page does not fit its checksum, StorageBusyError where others kept it from
+    being read for `patience` seconds. A version is only read here where the header does not say that the file is ours,
+    or cannot be read without the key; then it is `NEWEST`, and `verify` looks closer.
     """
     started = time.monotonic()
     while True:
         try:
-            return _recognise_once(path)
+            return _recognise_once(path, secret)
         except apsw.NotADBError:
             raise NotAStorageFileError(f"{path}: the file is no SQLite database") from None
         except (apsw.BusyError, apsw.LockedError) as error:
@@ -235,6 +242,7 @@ def _verify(connection: apsw.Connection, path: str) -> int:
         if not names:
             if ours:
                 _verify_floor(connection, path)
+            _read_statistics(connection)
             return expected
         if ours:
             raise StorageCorruptError(f"{path}: the schema is not as this library made it: see {names[0]!r}")
@@ -257,6 +265,13 @@ def _differing(connection: apsw.Connection, found: dict[str, Folded], version: i
     made = {f"{PREFIX}{number}": definition(number, index) for number, index in _created(connection, found).items()}
     wanted = {_name(sql): sql for sql in _EXPECTED[version]} | made
     return sorted({name for name, _ in set(found.items()) ^ {(name, _folded(sql)) for name, sql in wanted.items()}})
+
+
+def _read_statistics(connection: apsw.Connection) -> None:
+    for statement in _STATISTICS:
+        with contextlib.suppress(apsw.SQLError):  # there are none yet
+            for _ in connection.execute(statement):
+                pass
 
 
 def create(connection: apsw.Connection, now_ms: int) -> None:
@@ -307,15 +322,19 @@ def _run(connection: apsw.Connection, statements: Iterable[str], now_ms: int) ->
         connection.execute(statement, (now_ms,) if "?1" in statement else None)
 
 
-def _recognise_once(path: str) -> int:
+def _recognise_once(path: str, secret: Secret | None) -> int:
     header = read_file(path, 0, 100)
     if not header:
         return 0
     if size_of(path + "-journal") and not header.strip(b"\0"):
         # Somebody was creating it when the power went: what is right stands in the journal.
-        with looking(path) as connection:
+        with looking(path, secret) as connection:
             return verify(connection, path)
-    if header[:16] != b"SQLite format 3\0":
+    if pages.kind_of(header) == "encrypted":
+        pages.require_key(path, secret)
+        return NEWEST
+    _check_start(path)
+    if not header.startswith(pages.MAGIC):
         raise NotAStorageFileError(f"{path}: the file is no SQLite database")
     application_id = int.from_bytes(header[68:72], "big")
     if application_id == APPLICATION_ID:
@@ -323,12 +342,23 @@ def _recognise_once(path: str) -> int:
     if application_id:
         message = f"{path}: the database belongs to another application (application_id {application_id:#x})"
         raise NotAStorageFileError(message)
-    with looking(path) as connection:
+    with looking(path, secret) as connection:
         return verify(connection, path)
 
 
+def _check_start(path: str) -> None:
+    """Raise StorageCorruptError where the first page had a checksum and does not fit it."""
+    for _ in range(_LOOKS_AT_START):
+        if not pages.has_damaged_start(read_file(path, 0, pages.LONGEST_PAGE)):
+            return
+        if size_of(path + "-wal") or size_of(path + "-journal"):
+            return  # what is right stands there, and this page may be half written
+        time.sleep(0.001)
+    raise StorageCorruptError(f"{path}: its first page does not fit its checksum: the file is damaged")
+
+
 @contextlib.contextmanager
-def looking(path: str) -> Iterator[apsw.Connection]:
+def looking(path: str, secret: Secret | None = None) -> Iterator[apsw.Connection]:
     """A connection to a file that may be somebody else's.
 
     One with a rollback journal beside it would be rolled back by whoever reads it, so a copy is read instead.
@@ -340,9 +370,9 @@ def looking(path: str) -> Iterator[apsw.Connection]:
             copy_file(path, copy)
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path + "-journal", copy + "-journal")
-            connection = apsw.Connection(copy, flags=apsw.SQLITE_OPEN_READWRITE)
+            connection = open_copy(copy, secret)
         else:
-            connection = open_to_look(path)
+            connection = open_to_look(path, secret)
         stack.callback(connection.close)
         yield connection
 

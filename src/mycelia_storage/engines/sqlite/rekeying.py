@@ -1,0 +1,99 @@
+"""`rekey`: the same file under another key, encrypted for the first time, or not any more.
+
+Called by users, and by the command line. The file is written anew beside its place, looked through, and only then put
+there: SQLite's own way changes it page by page, and leaves a mixture behind where that ends too early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+import msgspec
+
+from mycelia_storage.engines import forking
+from mycelia_storage.engines.sqlite import copying, pages, schema
+from mycelia_storage.engines.sqlite.connection import close_untouched, open_writer, set_journal_mode
+from mycelia_storage.engines.sqlite.copying import Teller, failing_as
+from mycelia_storage.engines.sqlite.places import look_at, require_same
+from mycelia_storage.errors import ConfigError, NotAStorageFileError
+from mycelia_storage.options import read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+    from mycelia_storage.options import Options
+
+# In this mode the file's lock, once taken, is kept until the connection is closed.
+KEEP_LOCKED: Final = "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"
+
+
+def rekey(
+    path: str | PathLike[str], /, *, encryption_key: str | bytes | None, new_encryption_key: str | bytes | None
+) -> None:
+    """Encrypt the file of a store, which nobody has open, with another key.
+
+    `encryption_key` is the one it has, None where it is not encrypted; `new_encryption_key` is the one it gets, None
+    where it is not to be encrypted any more.
+
+    Raises ConfigError for a bad key, one that does not open the file, or a driver that cannot encrypt;
+    StorageBusyError where somebody has it open; NotAStorageFileError, StorageCorruptError, StorageFullError,
+    StorageIOError. Whatever it raises, the file is as it was.
+    """
+    options = read_options(os.fspath(path), {"encryption_key": encryption_key})
+    wanted = read_options(os.fspath(path), {"encryption_key": new_encryption_key})
+    if options.backend != "sqlite":
+        raise ConfigError("path: a store in memory has no file to encrypt")
+    if options.encryption_key is None and wanted.encryption_key is None:
+        raise ConfigError("new_encryption_key: neither an old key nor a new one was given, so there is nothing to do")
+    for given in (options, wanted):
+        pages.require_driver(given)
+    if not os.path.isfile(options.path):
+        raise ConfigError(f"path: there is no file {options.path}")
+    with forking.opening(options.path):
+        _write_anew(options, wanted)
+
+
+def _write_anew(options: Options, wanted: Options) -> None:
+    path, teller = options.path, Teller(None)
+    with _alone(options) as source, copying.file_beside(path) as partial:
+        copying.write_anew(source, partial, wanted.encryption_key, path, teller)
+        with failing_as(path):
+            target = open_writer(partial, msgspec.structs.replace(wanted, checksums=None))
+        try:
+            copying.complete(target, path, teller)
+        finally:
+            target.close()
+        with failing_as(path):
+            _keep_owner(path, partial)
+        copying.put_in_place(partial, path, overwrite=True)
+
+
+@contextlib.contextmanager
+def _alone(options: Options) -> Iterator[apsw.Connection]:
+    """A connection to the file, which nobody else can use meanwhile; all of it stands in the file itself."""
+    path = options.path
+    with contextlib.ExitStack() as stack, failing_as(path):
+        place = look_at(path)
+        schema.recognise(path, options.busy_timeout, options.encryption_key)
+        connection = open_writer(path, options)
+        stack.callback(close_untouched, connection, path)
+        require_same(connection, path, place)
+        if schema.verify(connection, path) == 0:
+            raise NotAStorageFileError(f"{path}: the file is empty: open it as a store with the new key")
+        set_journal_mode(connection, path, wal=False, timeout=options.busy_timeout)
+        connection.execute(KEEP_LOCKED).fetchall()
+        kept = stack.pop_all()
+    with kept:
+        yield connection
+
+
+def _keep_owner(path: str, partial: str) -> None:
+    shutil.copymode(path, partial)
+    found: Any = os.stat(path)
+    with contextlib.suppress(PermissionError):  # one's own files have one's own name on them
+        os.chown(partial, found.st_uid, found.st_gid)
