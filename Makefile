@@ -51,7 +51,7 @@ ifeq ($(WHAT),)
 endif
 
 test-encryption: $(ENCRYPTION)/made
-	PYTHONPATH=src $(ENCRYPTION)/bin/python -m pytest tests/encryption $(WHAT)
+	PYTHONPATH="$(CURDIR)/src" $(ENCRYPTION)/bin/python -m pytest tests/encryption $(WHAT)
 
 # --verifytypes finds the package through the python that is first on the path, and not through --pythonpath.
 lint: $(VENV)/dev

@@ -25,7 +25,7 @@ from mycelia_storage import (
     StorageCorruptError,
     open_storage,
 )
-from mycelia_storage.engines.sqlite import engine
+from mycelia_storage.engines.sqlite import connection, engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -285,16 +285,16 @@ def test_who_finds_a_new_file_made_by_another_takes_it_as_it_is(
         "from mycelia_storage import open_storage\n"
         f"with open_storage({str(path)!r}, checksums={theirs}, wal_mode={wal}) as store: store.set('a', 'theirs')"
     )
-    open_writer = engine.open_writer
+    open_writer = connection.open_writer
     times = 0
 
     def overtaken(*arguments: Any) -> apsw.Connection:
         nonlocal times
-        connection = open_writer(*arguments)
+        opened = open_writer(*arguments)
         if not times:
             run(program)
         times += 1
-        return connection
+        return opened
 
     monkeypatch.setattr(engine, "open_writer", overtaken)
     if theirs:

@@ -20,7 +20,7 @@ import apsw
 import msgspec
 
 from mycelia_storage.engines.limits import check_limit
-from mycelia_storage.engines.sqlite import indexes, pages, schema
+from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, kind_at, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE, look_at
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mycelia_storage.entries import CopyStep
-    from mycelia_storage.options import Options, Secret
+    from mycelia_storage.options import Options
 
 # A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
 PAGES_AT_ONCE: Final = 1024
@@ -50,7 +50,6 @@ _SHOWN_PROBLEMS: Final = 20
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
-INTO: Final = "VACUUM INTO ?"
 INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
 # All but whether each index has what the rows say, which takes several times as long.
 STRUCTURE: Final = f"PRAGMA quick_check({_SHOWN_PROBLEMS})"
@@ -59,9 +58,12 @@ PIN: Final = "SELECT count(*) FROM sqlite_schema"
 GREATEST_VERSION: Final = """
 SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
            (SELECT ifnull(max(version), 0) FROM storage_entries))"""
-_TABLES: Final = {
+_TABLES_1: Final = {
     "schema_version": "version, applied_at",
     "storage_namespaces": "name, metadata, created_at",
+    "storage_entries": "id, namespace, key, value, metadata, created_at, updated_at",
+}
+_TABLES_2: Final = _TABLES_1 | {
     "storage_version_floor": "id, version",
     "storage_entries": "id, namespace, key, version, created_at, updated_at, expires_at, metadata, value",
 }
@@ -302,25 +304,38 @@ def prepared(
             with failing_as(path):
                 rebuilt = open_writer(other, options)
             stack.callback(rebuilt.close)
-            _rebuild(connection, rebuilt, shape, path, teller)
+            rebuild(connection, rebuilt, path, teller, shape)
             connection = rebuilt
         yield connection
 
 
-def _rebuild(source: apsw.Connection, target: apsw.Connection, shape: Shape, path: str, teller: Teller) -> None:
-    """The same rows in pages of another shape. (VACUUM INTO cannot make what is reserved in each page less.)"""
-    with teller.telling(source, "checking", source.pragma("page_count")), failing_as(path):
-        target.execute(f"PRAGMA synchronous=OFF; PRAGMA page_size={shape.page_size}")
-        target.reserve_bytes("main", shape.reserved)
+def rebuild(
+    source: apsw.Connection, target: apsw.Connection, path: str, teller: Teller, shape: Shape | None = None
+) -> None:
+    """The same rows in the pages of a new file, where those of the source cannot be copied.
+
+    (VACUUM INTO cannot make what is reserved in each page less, and takes a key in a text that its errors repeat.)
+    """
+    with failing_as(path):
+        version = schema.verify(source, path)
+    with teller.telling(source, "copying", source.pragma("page_count")), failing_as(path):
+        target.execute("PRAGMA synchronous=OFF")
+        if shape is not None:
+            target.execute(f"PRAGMA page_size={shape.page_size}")
+            target.reserve_bytes("main", shape.reserved)
         target.execute(BEGIN_TO_WRITE)
-        schema.create(target, 0)
-        for table, columns in _TABLES.items():
+        if version == 1:
+            schema.create_first(target)
+        else:
+            schema.create(target, 0)
+        for table, columns in (_TABLES_1 if version == 1 else _TABLES_2).items():
             target.execute(f"DELETE FROM {table}")
             places = ", ".join("?" * (columns.count(",") + 1))
             rows = source.execute(f"SELECT {columns} FROM {table}")
             target.executemany(f"INSERT INTO {table} ({columns}) VALUES ({places})", rows)
-        for index in indexes.all_indexes(source).values():
-            indexes.create(target, index)
+        if version != 1:
+            for index in indexes.all_indexes(source).values():
+                indexes.create(target, index)
         target.execute(COMMIT)
 
 
@@ -336,35 +351,24 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
     with contextlib.ExitStack() as looking:
         with failing_as(path):
             source = looking.enter_context(schema.looking(path, options.encryption_key))
-            is_to_be_encrypted = options.encryption_key is not None and kind_at(source.filename) != "encrypted"
-        if is_to_be_encrypted:
-            write_anew(source, copy, options.encryption_key, path, teller)
-        with failing_as(path):
+            source.execute("BEGIN")
+            source.execute(PIN).fetchall()
             # As it is: what a new file gets besides, it would claim to have in its own pages.
             target = open_writer(copy, msgspec.structs.replace(options, checksums=None))
         stack.callback(target.close)
-        target.execute("PRAGMA synchronous=OFF")
-        if not is_to_be_encrypted:
-            with failing_as(path):
-                source.execute("BEGIN")
-                source.execute(PIN).fetchall()
+        with failing_as(path):
+            is_alike = kind_at(source.filename) == "encrypted" and vars(Shape(source)) == vars(Shape(target))
+        if options.encryption_key is not None and not is_alike:
+            check_integrity(source, f"{path}: the file is damaged", teller)
+            rebuild(source, target, path, teller)
+        else:
+            target.execute("PRAGMA synchronous=OFF")
             copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
     if not size_of(path + "-wal") and _state(path) != before:
         raise StorageBusyError(f"{path}: the file was changed while it was read: make a backup, and restore that")
     with failing_as(path):
         target.pragma("journal_mode", "delete")
     return target
-
-
-def write_anew(
-    source: apsw.Connection, target: str, secret: Secret | None, what: str, teller: Teller, step: CopyStep = "copying"
-) -> None:
-    """Write a database into an empty file, encrypted with another key or none: pages can not be copied there.
-
-    The driver has to be the one that encrypts.
-    """
-    with teller.telling(source, step, source.pragma("page_count")), failing_as(what):
-        source.execute(INTO, (pages.address_of_new(target, secret),))
 
 
 def _state(path: str) -> tuple[int, int, int]:

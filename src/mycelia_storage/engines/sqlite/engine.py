@@ -135,7 +135,12 @@ class SQLiteEngine:
         kind = kind_at(self.path)
         version = schema.recognise(self.path, options.busy_timeout, options.encryption_key)
         self._require_migration(version)
-        connection = open_writer(self.path, options)
+        try:
+            connection = open_writer(self.path, options)
+        except apsw.NotADBError:
+            if kind_at(self.path) == kind:
+                raise
+            return None
         try:
             # Until the file is known to be ours and not newer, closing must not write its -wal back.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -373,6 +378,8 @@ class SQLiteEngine:
         with copying.new_file(path, self._options, overwrite=overwrite, store=self.path) as target:
             lending = self._lend_apart()
             try:
+                # Pages that are encrypted cannot become those of a file with others.
+                target.pragma("page_size", lending.connection.pragma("page_size"))
                 copying.copy_pages(
                     lending.connection,
                     target,

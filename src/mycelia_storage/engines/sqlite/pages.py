@@ -18,7 +18,6 @@ import importlib
 import os
 import struct
 import threading
-import urllib.parse
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import apsw
@@ -210,15 +209,6 @@ def unlock(connection: apsw.Connection, path: str, secret: Secret, header: bytes
             f"encryption_key: {path} does not open with this key: it has another one, or its first page is damaged"
         ) from None
     secret.proven.add(salt)
-
-
-def address_of_new(path: str, secret: Secret | None) -> str:
-    """A file that does not exist yet as a URI, for SQLite to write a database into, encrypted with the key if any."""
-    if secret is None:
-        return f"file:{urllib.parse.quote(path)}?vfs={_CIPHER_LAYER}&key="
-    salt = os.urandom(_SALT_BYTES)
-    key = f"raw:{_derived(secret, salt).hex()}{salt.hex()}"
-    return f"file:{urllib.parse.quote(path)}?vfs={_CIPHER_LAYER}&cipher={_CIPHER}&key={key}"
 
 
 def _derived(secret: Secret, salt: bytes) -> bytes:

@@ -11,9 +11,6 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
-import apsw
-import msgspec
-
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.sqlite import copying, pages, schema
 from mycelia_storage.engines.sqlite.connection import close_untouched, open_writer, set_journal_mode
@@ -24,7 +21,10 @@ from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
     from os import PathLike
+
+    import apsw
 
     from mycelia_storage.options import Options
 
@@ -33,18 +33,23 @@ KEEP_LOCKED: Final = "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"
 
 
 def rekey(
-    path: str | PathLike[str], /, *, encryption_key: str | bytes | None, new_encryption_key: str | bytes | None
+    path: str | PathLike[str],
+    /,
+    *,
+    encryption_key: str | bytes | None,
+    new_encryption_key: str | bytes | None,
+    busy_timeout: float | timedelta = 5.0,
 ) -> None:
     """Encrypt the file of a store, which nobody has open, with another key.
 
     `encryption_key` is the one it has, None where it is not encrypted; `new_encryption_key` is the one it gets, None
-    where it is not to be encrypted any more.
+    where it is not to be encrypted any more. Others have `busy_timeout` to let go of it.
 
     Raises ConfigError for a bad key, one that does not open the file, or a driver that cannot encrypt;
     StorageBusyError where somebody has it open; NotAStorageFileError, StorageCorruptError, StorageFullError,
     StorageIOError. Whatever it raises, the file is as it was.
     """
-    options = read_options(os.fspath(path), {"encryption_key": encryption_key})
+    options = read_options(os.fspath(path), {"encryption_key": encryption_key, "busy_timeout": busy_timeout})
     wanted = read_options(os.fspath(path), {"encryption_key": new_encryption_key})
     if options.backend != "sqlite":
         raise ConfigError("path: a store in memory has no file to encrypt")
@@ -61,10 +66,11 @@ def rekey(
 def _write_anew(options: Options, wanted: Options) -> None:
     path, teller = options.path, Teller(None)
     with _alone(options) as source, copying.file_beside(path) as partial:
-        copying.write_anew(source, partial, wanted.encryption_key, path, teller)
+        copying.check_integrity(source, f"{path}: the file is damaged", teller)
         with failing_as(path):
-            target = open_writer(partial, msgspec.structs.replace(wanted, checksums=None))
+            target = open_writer(partial, wanted)
         try:
+            copying.rebuild(source, target, path, teller)
             copying.complete(target, path, teller)
         finally:
             target.close()

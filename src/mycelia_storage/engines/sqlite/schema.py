@@ -111,6 +111,7 @@ _OF_SQLITE: Final = (
 )
 _OF_LITESTREAM: Final = re.compile(r'CREATE TABLE "?_litestream_\w+"? ?\([\w\s,]*\)', re.ASCII | re.IGNORECASE)
 
+_CREATE_1: Final = (_SCHEMA_VERSION_TABLE, _NAMESPACES_TABLE, _ENTRIES_1, *_INDEXES_1)
 _CREATE_2: Final = (
     _SCHEMA_VERSION_TABLE,
     _NAMESPACES_TABLE,
@@ -277,6 +278,11 @@ def _read_statistics(connection: apsw.Connection) -> None:
 def create(connection: apsw.Connection, now_ms: int) -> None:
     """Lay out a new file, inside the caller's transaction."""
     _run(connection, _CREATE_2, now_ms)
+
+
+def create_first(connection: apsw.Connection) -> None:
+    """Lay out a file of version 1 without any rows, inside the caller's transaction."""
+    _run(connection, _CREATE_1, 0)
 
 
 def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
