@@ -51,7 +51,7 @@ ifeq ($(WHAT),)
 endif
 
 test-encryption: $(ENCRYPTION)/made
-	PYTHONPATH="$(CURDIR)/src" $(ENCRYPTION)/bin/python -m pytest tests/encryption $(WHAT)
+	PYTHONPATH="$(CURDIR)/src" $(ENCRYPTION)/bin/python -m pytest tests/encryption tests/test_docs.py::test_the_examples_of_a_page_run $(WHAT)
 
 # --verifytypes finds the package through the python that is first on the path, and not through --pythonpath.
 lint: $(VENV)/dev
