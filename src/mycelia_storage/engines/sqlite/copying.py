@@ -222,8 +222,7 @@ def complete(connection: apsw.Connection, target: str, teller: Teller) -> None:
     # At the same time: both go through the whole file, one on the processor and the other on the disk.
     with ThreadPoolExecutor(1, "mycelia-sync") as pool:
         synced = pool.submit(_sync, connection.filename)
-        what = f"{target}: what was copied is damaged, and so is the store"
-        _raise_problems(_problems(connection, STRUCTURE, what, teller), what)
+        check_structure(connection, f"{target}: what was copied is damaged, and so is the store", teller)
         with failing_as(target):
             synced.result()
 
@@ -267,6 +266,11 @@ def _problems(connection: apsw.Connection, statement: str, what: str, teller: Te
             return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what) from error
+
+
+def check_structure(connection: apsw.Connection, what: str, teller: Teller) -> None:
+    """Raise StorageCorruptError where a file is damaged, but for what indexes have of the rows."""
+    _raise_problems(_problems(connection, STRUCTURE, what, teller), what)
 
 
 def _raise_problems(problems: list[str], what: str) -> None:
@@ -359,7 +363,7 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
         with failing_as(path):
             is_alike = kind_at(source.filename) == "encrypted" and vars(Shape(source)) == vars(Shape(target))
         if options.encryption_key is not None and not is_alike:
-            check_integrity(source, f"{path}: the file is damaged", teller)
+            check_structure(source, f"{path}: the file is damaged", teller)
             rebuild(source, target, path, teller)
         else:
             target.execute("PRAGMA synchronous=OFF")

@@ -66,7 +66,7 @@ def rekey(
 def _write_anew(options: Options, wanted: Options) -> None:
     path, teller = options.path, Teller(None)
     with _alone(options) as source, copying.file_beside(path) as partial:
-        copying.check_integrity(source, f"{path}: the file is damaged", teller)
+        copying.check_structure(source, f"{path}: the file is damaged", teller)
         with failing_as(path):
             target = open_writer(partial, wanted)
         try:
