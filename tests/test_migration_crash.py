@@ -14,6 +14,7 @@ import apsw
 import pytest
 
 from mycelia_storage import SchemaVersionError, open_storage
+from mycelia_storage.engines.sqlite import schema
 
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
 
@@ -174,6 +175,31 @@ def test_threads_that_make_the_same_new_file_at_once_share_it(tmp_path: Path) ->
     assert failures == []
     with open_storage(path) as store:
         assert store.count() == 8
+
+
+@pytest.mark.parametrize("error", [apsw.CorruptError, apsw.CantOpenError])
+def test_a_look_between_two_writes_of_somebody_else_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[apsw.Error]
+) -> None:
+    """What is torn only for a moment is no damage: somebody creates the file, or writes its -wal back."""
+    path = tmp_path / "store.db"
+    open_storage(path).close()
+    looks = 0
+    look = schema._recognise_once
+
+    def torn(name: str) -> int:
+        nonlocal looks
+        looks += 1
+        if looks <= 2:
+            with path.open("ab") as file:  # others write
+                file.write(b"\0" * 4096)
+            raise error
+        return look(name)
+
+    monkeypatch.setattr(schema, "_recognise_once", torn)
+    with open_storage(path) as store:
+        assert store.count() == 0
+    assert looks == 3
 
 
 def test_a_file_that_went_down_and_was_not_written_back_is_migrated_again(tmp_path: Path) -> None:

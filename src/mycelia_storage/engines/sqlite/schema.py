@@ -189,6 +189,7 @@ def recognise(path: str, patience: float, secret: Secret | None = None) -> int:
     or cannot be read without the key; then it is `NEWEST`, and `verify` looks closer.
     """
     started = time.monotonic()
+    before: tuple[int, ...] = ()
     while True:
         try:
             return _recognise_once(path, secret)
@@ -199,12 +200,24 @@ def recognise(path: str, patience: float, secret: Secret | None = None) -> int:
             if time.monotonic() >= started + patience:
                 raise StorageBusyError(f"{path}: another process kept the file locked for {patience:g} s") from error
         except apsw.Error as error:
-            # Another process may be creating or closing it just now, and the look fell between two of its writes.
-            is_moving = size_of(path + "-journal") or isinstance(error, apsw.CantOpenError | apsw.IOError)
+            # Somebody may be creating, writing back or closing it now, and the look fell between two of its writes.
+            # So what is found is only believed when it is found again, and nothing has changed meanwhile.
+            now = _sizes_and_time(path)
+            is_moving = (
+                now != before or size_of(path + "-journal") or isinstance(error, apsw.CantOpenError | apsw.IOError)
+            )
+            before = now
             if not is_moving or time.monotonic() >= started + min(patience, _LONGEST_MOVE):
                 message = f"{path}: the file cannot be read as a SQLite database ({type(error).__name__})"
                 raise NotAStorageFileError(message) from error
         time.sleep(0.01)
+
+
+def _sizes_and_time(path: str) -> tuple[int, ...]:
+    try:
+        return size_of(path), os.stat(path).st_mtime_ns, size_of(path + "-wal")
+    except FileNotFoundError:
+        return ()
 
 
 def verify(connection: apsw.Connection, path: str) -> int:
