@@ -316,7 +316,7 @@ class SQLiteEngine:
         if isinstance(error, apsw.SQLError) and not self._why_closed:
             # The statements are right, so the tables are not: another process took the file to another version.
             with (
-                contextlib.suppress(apsw.Error, ConfigError),
+                contextlib.suppress(*DRIVER_ERRORS, ConfigError),
                 forking.opening(self.path),
                 contextlib.closing(open_reader(self.path, self._options)) as look,
             ):
