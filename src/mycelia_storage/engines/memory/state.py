@@ -156,6 +156,13 @@ class State:
         return sum(len(table.rows) for table in self.tables.values())
 
 
+class _Nothing:
+    """Stands for a row that a transaction has not touched."""
+
+
+_NOTHING: Final = _Nothing()
+
+
 class Changes:
     """What a transaction has written so far: None stands for a row, or a registration, that is removed."""
 
@@ -165,6 +172,39 @@ class Changes:
         self.indexes: dict[str, IndexRow | None] = {}
         self.floor = 0
         self.growth = 0
+        # Who has what in a unique index among these rows; made when it is asked for.
+        self.claims: dict[str, Claims] = {}
+        # What stood where something was written since `mark`, in that order. None while there is no mark.
+        self._written: list[tuple[str, str, Row | _Nothing | None]] | None = None
+
+    def write(self, namespace: str, key: str, row: Row | None) -> None:
+        """A row, or None for one that is removed."""
+        rows = self.rows.setdefault(namespace, {})
+        if self._written is not None:
+            self._written.append((namespace, key, rows.get(key, _NOTHING)))
+        rows[key] = row
+        for claims in self.claims.values():
+            if claims.covers(namespace):
+                claims.update(namespace, key, row)
+
+    def mark(self) -> tuple[int, int]:
+        """A moment to go back to, without a copy of everything."""
+        self._written = []
+        return self.floor, self.growth
+
+    def go_back(self, mark: tuple[int, int]) -> None:
+        """Let everything be as it was at the mark, but for namespaces that were registered."""
+        for namespace, key, old in reversed(self._written or []):
+            if isinstance(old, _Nothing):
+                del self.rows[namespace][key]
+            else:
+                self.rows[namespace][key] = old
+        self.floor, self.growth = mark
+        self.claims.clear()
+
+    def forget_mark(self) -> None:
+        """What is written from now on is not gone back behind."""
+        self._written = None
 
     def copy(self) -> Changes:
         changes = Changes()

@@ -57,11 +57,10 @@ class Claims:
         """Who has what, as it is now: for a check."""
         return self._owners.copy(), self._claims.copy()
 
-    def owner(self, namespace: str, row: Row) -> str | None:
-        """The other key that has what this row claims."""
-        claim = claim_of(self.index.fields, namespace, row)
-        owner = None if claim is None else self._owners.get(claim)
-        return None if owner == row.key else owner
+    def owner(self, claim: Claim, key: str) -> str | None:
+        """The other key that has this claim."""
+        owner = self._owners.get(claim)
+        return None if owner == key else owner
 
     def update(self, namespace: str, key: str, row: Row | None) -> None:
         """A row was written, or removed."""

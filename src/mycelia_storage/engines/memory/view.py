@@ -14,7 +14,7 @@ from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutR
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
-from mycelia_storage.engines.memory.unique import candidate_of, claim_of, duplicates
+from mycelia_storage.engines.memory.unique import Claims, candidate_of, claim_of, duplicates
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.keys import matches
 from mycelia_storage.matching import compile_filter, in_order, position
@@ -215,12 +215,14 @@ class View:
                     message = f"these keys have the same value of {fields}: {shown} in {name!r}"
                     raise UniqueIndexError(f"unique index {index.name!r}: {message}", index.name)
         self._changes.indexes[index.name] = index
+        self._changes.claims.pop(index.name, None)
 
     def drop_index(self, name: str) -> bool:
         self._check_open()
         there = any(index.name == name for index in self.indexes())
         if there:
             self._changes.indexes[name] = None
+            self._changes.claims.pop(name, None)
         return there
 
     def _refusal(self, namespace: str, row: Row) -> UniqueIndexError | None:
@@ -239,19 +241,26 @@ class View:
         claim = claim_of(index.fields, namespace, row)
         if claim is None:
             return None
-        changed = self._changes.rows.get(namespace, {})
-        claims = self._state.claims.get(index.name)
-        if index.name in self._changes.indexes or claims is None:  # made in this transaction
-            others: Iterable[Row] = self._all_rows(namespace)
-        else:
-            owner = claims.owner(namespace, row)
-            if owner is not None and owner not in changed:
-                return owner
-            others = [other for other in changed.values() if other is not None]
-        for other in others:
-            if other.key != row.key and claim_of(index.fields, namespace, other) == claim:
-                return other.key
-        return None
+        owner = self._claims(index).owner(claim, row.key)
+        if owner is not None or self._is_new(index):
+            return owner
+        owner = self._state.claims[index.name].owner(claim, row.key)
+        return None if owner in self._changes.rows.get(namespace, {}) else owner
+
+    def _is_new(self, index: IndexRow) -> bool:
+        return index.name in self._changes.indexes or index.name not in self._state.claims
+
+    def _claims(self, index: IndexRow) -> Claims:
+        """Who has what among the rows that this transaction has written; among all rows, where it made the index."""
+        claims = self._changes.claims.get(index.name)
+        if claims is None:
+            claims = Claims(index)
+            for namespace in filter(claims.covers, self._holding() if self._is_new(index) else self._changes.rows):
+                keys = self._all_keys(namespace) if self._is_new(index) else self._changes.rows[namespace]
+                for key in keys:
+                    claims.update(namespace, key, self._row(namespace, key))
+            self._changes.claims[index.name] = claims
+        return claims
 
     # ---- writing
 
@@ -264,14 +273,15 @@ class View:
             return []
         self._make_room(namespace, rows, now)
         self.register(namespace, None, now)
-        before = self._changes.copy() if any(index.is_unique for index in self.indexes()) else None
+        before = self._changes.mark()
         try:
             return [self._put_one(namespace, row, now) for row in rows]
         except UniqueIndexError:
-            if before is not None:
-                self._changes = before
-                self._state.put_back()
+            self._changes.go_back(before)
+            self._state.put_back()
             raise
+        finally:
+            self._changes.forget_mark()
 
     def _put_one(self, namespace: str, new: PutRow, now: int) -> int:
         row = self._new_row(namespace, new, now)
@@ -282,7 +292,7 @@ class View:
             if refusal is not None:
                 raise refusal
         self._changes.growth += self._row(namespace, row.key) is None
-        self._changes.rows.setdefault(namespace, {})[row.key] = row
+        self._changes.write(namespace, row.key, row)
         return row.version
 
     def _new_row(self, namespace: str, new: PutRow, now: int) -> Row:
@@ -315,7 +325,7 @@ class View:
         self._check_open()
         live = 0
         for row in list(rows):
-            self._changes.rows.setdefault(namespace, {})[row.key] = None
+            self._changes.write(namespace, row.key, None)
             self._changes.growth -= 1
             if row.version >= now:
                 self._changes.floor = max(self._changes.floor, row.version)
