@@ -9,12 +9,13 @@ import enum
 import math
 import threading
 from datetime import timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, cast
 
 from mycelia_storage.errors import InvalidValueError
 
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _MAX_TTL_SECONDS: Final = 7_000 * 365 * 86_400
+_SHOWN: Final = 80  # characters of a text, or bits of an integer
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -32,6 +33,29 @@ MISSING: Final = _NotGiven.MISSING
 KEEP: Final = _NotGiven.KEEP
 
 
+def shown(value: object) -> str:
+    """What was given, for a message: a short text, or of anything else the type.
+
+    Nothing of the value's own is run, which might raise, and no message is long because a value is.
+    """
+    kind = type(value)
+    if not issubclass(kind, str):
+        return kind.__name__
+    text = str.__getitem__(cast("str", value), slice(_SHOWN + 1))
+    return ascii(text) if len(text) <= _SHOWN else ascii(text[:_SHOWN]) + "…"
+
+
+def shown_number(value: object) -> str:
+    """The same for what should have been a number, or True, False or None: these are shown."""
+    kind = type(value)
+    if value is None or kind is bool or kind is float:
+        return repr(value)
+    if kind is int:
+        bits = cast("int", value).bit_length()
+        return repr(value) if bits <= _SHOWN else f"an integer of {bits:,} bits"
+    return shown(value)
+
+
 def ttl_or_keep(ttl: float | timedelta | Keep | None) -> int | Keep | None:
     """As `ttl_ms`, for the verbs that can keep an expiry as it is."""
     return KEEP if ttl is KEEP else ttl_ms(ttl)
@@ -47,8 +71,8 @@ def ttl_ms(ttl: float | timedelta | None) -> int | None:
         microseconds = ttl // _MICROSECOND
     elif isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise InvalidValueError(f"ttl: seconds or a timedelta are needed, not {type(ttl).__name__}")
-    elif not math.isfinite(ttl):
-        raise InvalidValueError(f"ttl: {ttl} is no time; None means that the entry stays")
+    elif not ttl > -_MAX_TTL_SECONDS:  # NaN too; an int may be beyond all floats
+        raise InvalidValueError(f"ttl: {shown_number(ttl)} is no time; None means that the entry stays")
     else:
         # Through whole microseconds first: 1.1 * 1000 is a little more than 1100, and would round up to 1101.
         microseconds = max(round(ttl * 1_000_000), 1 if ttl > 0 else 0)
@@ -77,8 +101,8 @@ def check_if_version(version: object) -> int | None:
 def check_whole(name: str, value: object, *, least: int) -> int:
     """A whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        shown = repr(value) if isinstance(value, int | float | None) else type(value).__name__
-        raise InvalidValueError(f"{name}: {shown} is no whole number of {least} or more")
+        given = shown_number(value) if isinstance(value, int | float | None) else type(value).__name__
+        raise InvalidValueError(f"{name}: {given} is no whole number of {least} or more")
     return int(value)
 
 
@@ -90,5 +114,17 @@ def check_duration(name: str, value: object, *, least: float = 0.0) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise InvalidValueError(f"{name}: seconds or a timedelta are needed, not {type(value).__name__}")
     if not seconds >= least or math.isinf(seconds):
-        raise InvalidValueError(f"{name}: {seconds} is no duration of {least:g} seconds or more")
+        raise InvalidValueError(f"{name}: {shown_number(seconds)} is no duration of {least:g} seconds or more")
     return float(seconds)
+
+
+def check_progress(progress: object) -> None:
+    """A function to tell how far something is, or None."""
+    if progress is not None and not callable(progress):
+        raise InvalidValueError(f"progress: a function is needed, not {type(progress).__name__}")
+
+
+def check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """One of some words."""
+    if not isinstance(value, str) or value not in known:
+        raise InvalidValueError(f"{name}: {shown(value)} is none of {', '.join(map(repr, known))}")

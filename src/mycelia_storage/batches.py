@@ -6,9 +6,9 @@ Called by `set_many`, `add_many`, `load` and the verbs that take many keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from mycelia_storage.arguments import ttl_ms
+from mycelia_storage.arguments import shown, ttl_ms
 from mycelia_storage.codec import encode, encode_object
 from mycelia_storage.entries import Put
 from mycelia_storage.errors import BatchError, InvalidKeyError, InvalidValueError, StorageError
@@ -16,6 +16,8 @@ from mycelia_storage.keys import check_key
 
 # By key: the value's text, the metadata's text, the time to live in milliseconds.
 Batch: TypeAlias = dict[str, tuple[str, str | None, int | None]]
+
+_SHOWN: Final = 100
 
 
 def each_key(keys: Iterable[str]) -> list[str]:
@@ -82,16 +84,20 @@ def name_of(item: object, index: int) -> object:
     else:
         return f"item {index}"
     try:
-        hash(key)
+        return key if _stands_in_mapping(key) else repr(key)[:_SHOWN]
+    except Exception:  # noqa: BLE001  whatever a key of the caller's raises, it says nothing of the others
+        return f"item {index}"
+
+
+def _stands_in_mapping(key: object) -> bool:
+    try:
+        return {key: True}[key]
     except TypeError:
-        return repr(key)
-    return key
+        return False
 
 
 def batch_error(errors: Mapping[Any, StorageError], outcome: str) -> BatchError:
     """The error of a batch, which shows the first of its items' errors."""
     first = next(iter(errors))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    shown = ascii(first)
-    shown = shown if len(shown) <= 100 else shown[:100] + "…"
-    return BatchError(f"{shown}: {errors[first]}{more}; {outcome}", errors)
+    return BatchError(f"{shown(first)}: {errors[first]}{more}; {outcome}", errors)

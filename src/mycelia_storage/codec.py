@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 import msgspec
 import orjson
 
+from mycelia_storage.arguments import shown_number
 from mycelia_storage.errors import InvalidValueError, StorageCorruptError
 
 MAX_DEPTH: Final = 200
@@ -163,10 +164,10 @@ def show_path(segments: Any, *, in_full: bool = False) -> str:
         elif _PLAIN_SEGMENT.fullmatch(segment):
             parts.append(f".{segment}")
         else:
-            shown = segment
+            name = segment
             if len(segment) > _SHOWN_KEY_LENGTH and not in_full:
-                shown = segment[:_SHOWN_KEY_LENGTH] + "…"
-            parts.append("." + json.dumps(shown))
+                name = segment[:_SHOWN_KEY_LENGTH] + "…"
+            parts.append("." + json.dumps(name))
     return "".join(parts)
 
 
@@ -203,8 +204,8 @@ def _problem_in_dict(value: dict[object, object], depth: int) -> tuple[list[str 
         return [], f"nested more than {MAX_DEPTH} deep"
     for key, item in value.items():
         if type(key) is not str:
-            shown = f" {key!r}" if isinstance(key, int | float | None) else ""
-            return [], f"the key{shown} is of type {type(key).__name__}, and a key is a str: convert it with str()"
+            given = f" {shown_number(key)}" if isinstance(key, int | float | None) else ""
+            return [], f"the key{given} is of type {type(key).__name__}, and a key is a str: convert it with str()"
         reason = _text_problem(key)
         if reason is not None:
             return [key], f"in the key: {reason}"

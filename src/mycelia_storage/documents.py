@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mycelia_storage.arguments import MISSING
+from mycelia_storage.arguments import MISSING, shown
 from mycelia_storage.codec import MAX_DEPTH, MAX_INT, MIN_INT, show_path
 from mycelia_storage.errors import InvalidValueError
 from mycelia_storage.paths import Segments, parse_path
@@ -55,11 +55,11 @@ def _parse(field: object) -> Segments:
     try:
         segments = parse_path(field)
     except ValueError as error:
-        raise InvalidValueError(f"field: {field!r} is no path: {error}") from None
+        raise InvalidValueError(f"field: {shown(field)} is no path: {error}") from None
     if len(segments) > MAX_DEPTH:
         raise InvalidValueError(f"field: {len(segments):,} segments lead deeper than a document's {MAX_DEPTH} levels")
     if isinstance(segments[0], str) and field.startswith("$"):
-        raise InvalidValueError(f"field: {field!r} is a special name; a member of that name is written in quotes")
+        raise InvalidValueError(f"field: {shown(field)} is a special name; a member of that name is written in quotes")
     return segments
 
 
@@ -86,7 +86,7 @@ def _at(document: Any, segments: Segments, place: str) -> Any:
             return MISSING
         if isinstance(segment, str):
             if type(document) is not dict:
-                raise InvalidValueError(f"{place} leads into {_kind(document)}, where {segment!r} needs an object")
+                raise InvalidValueError(f"{place} leads into {_kind(document)}, where {shown(segment)} needs an object")
             document = document.get(segment, MISSING)
         else:
             if type(document) is not list or segment >= len(document):

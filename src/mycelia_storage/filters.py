@@ -480,9 +480,3 @@ def _time(value: object, where: str) -> object:
 
 def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
-
-
-def shown(value: object) -> str:
-    """Something that was given, for a message."""
-    text = ascii(value) if isinstance(value, str) else type(value).__name__
-    return text if len(text) <= 80 else text[:80] + "…"

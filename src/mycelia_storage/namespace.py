@@ -48,6 +48,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 # The messages of msgspec's validation that show the value: of enums and of tagged unions.
 _SHOWN_VALUE: Final = re.compile(r"^Invalid (enum )?value .*(?=( - at `)|$)", re.DOTALL)
+# Of what is said of a type, whose own text may be long.
+_LONGEST_REASON: Final = 500
 
 
 @runtime_checkable
@@ -79,8 +81,8 @@ class Namespace(Generic[T]):
         if self._is_typed:
             try:
                 msgspec.json.Decoder(type)
-            except (TypeError, NameError) as error:
-                raise ConfigError(f"type: {type!r} cannot be checked against JSON: {error}") from error
+            except (TypeError, NameError, ValueError, RecursionError) as error:
+                raise ConfigError(f"type: it cannot be checked against JSON: {str(error)[:_LONGEST_REASON]}") from error
 
     def __repr__(self) -> str:
         of = f" of {getattr(self._type, '__name__', self._type)}" if self._is_typed else ""

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 
 import msgspec
 
+from mycelia_storage.arguments import shown_number
 from mycelia_storage.errors import ConfigError
 
 DEFAULT_TARGET: Final = "./data/storage.db"
@@ -117,7 +118,7 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
         backend, path = _read_target(target)
     options.update(given)
     if path is not None and path != DEFAULT_TARGET and "db_path" in options:
-        raise ConfigError(f"db_path: the target {_text(path)!r} is a path already: give one of the two")
+        raise ConfigError(f"db_path: the target {_text(path)} is a path already: give one of the two")
     path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
     base_dir = options.pop("base_dir", None)
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
@@ -166,20 +167,25 @@ def _refuse_lookalike(target: str) -> None:
         right = "~ is not expanded here: give os.path.expanduser(…), or './~…' for a file of that name"
     else:
         return
-    raise ConfigError(f"target: {target!r} is taken for a mistake: {right}")
+    raise ConfigError(f"target: {_text(target)} is taken for a mistake: {right}")
 
 
 def _path_of_url(url: str, rest: str) -> str:
     """`sqlite:///relative` and `sqlite:////absolute`, percent-decoded as in every URL."""
-    if "?" in rest or "#" in rest:
+    without = re.split("[?#]", url, maxsplit=1)[0]  # there might be a secret in it
+    if without != url:
         raise ConfigError(
-            f"target: {url!r} has a query or fragment: give options as arguments, and write '?' in a name as %3F"
+            f"target: {_text(without)} goes on with a query or fragment: give options as arguments, and write '?' in a "
+            "name as %3F"
         )
     if not rest.startswith("/") or len(rest) == 1:
-        raise ConfigError(f"target: {url!r} names no file: write 'sqlite:///relative.db' or 'sqlite:////absolute.db'")
+        shown_url = "the URL of a host" if rest else _text(url)  # its user's password might be in it
+        raise ConfigError(
+            f"target: {shown_url} names no file: write 'sqlite:///relative.db' or 'sqlite:////absolute.db'"
+        )
     path = urllib.parse.unquote(rest[1:])
     if path == ":memory:":
-        raise ConfigError(f"target: {url!r} names no file: for a store in memory write 'memory:'")
+        raise ConfigError(f"target: {_text(url)} names no file: for a store in memory write 'memory:'")
     return path
 
 
@@ -261,11 +267,11 @@ def _path_text(option: str, value: object) -> str:
     if not text:
         raise ConfigError(f"{option}: an empty string is no path")
     if "\0" in text:
-        raise ConfigError(f"{option}: {text!r} holds U+0000")
+        raise ConfigError(f"{option}: {_text(text)} holds U+0000")
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise ConfigError(f"{option}: {text!r} cannot be a file name here: it holds a lone surrogate") from None
+        raise ConfigError(f"{option}: {_text(text)} cannot be a file name here: it holds a lone surrogate") from None
     return text
 
 
@@ -360,10 +366,9 @@ _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
 
 
 def _nearest(name: object, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
     return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _text(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "…"
+    return repr(value) if type(value) is timedelta else shown_number(value)

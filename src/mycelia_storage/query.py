@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
-from mycelia_storage.arguments import check_whole
+from mycelia_storage.arguments import check_whole, shown, shown_number
 from mycelia_storage.codec import check
 from mycelia_storage.errors import InvalidFilterError, InvalidValueError
 from mycelia_storage.filters import (
@@ -28,7 +28,6 @@ from mycelia_storage.filters import (
     Or,
     Path,
     SortKey,
-    shown,
 )
 from mycelia_storage.matching import matches_value
 from mycelia_storage.paths import MAX_INDEX, Segments, parse_path
@@ -104,7 +103,7 @@ def _literal_path(segments: Sequence[object], where: str) -> Path:
     for segment in segments:
         is_index = isinstance(segment, int) and not isinstance(segment, bool) and 0 <= segment <= MAX_INDEX
         if not is_index and not isinstance(segment, str):
-            found = repr(segment) if isinstance(segment, int) else type(segment).__name__
+            found = shown_number(segment) if isinstance(segment, int) else type(segment).__name__
             raise InvalidFilterError(f"{where}: a segment is a str, or an int from 0 to {MAX_INDEX:,}, not {found}")
     plain = tuple(str.__str__(part) if isinstance(part, str) else int(part) for part in segments)  # type: ignore[call-overload]
     try:

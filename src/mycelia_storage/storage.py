@@ -12,7 +12,7 @@ from collections import deque
 from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from mycelia_storage.arguments import check_whole
+from mycelia_storage.arguments import check_progress, check_whole
 from mycelia_storage.checking import Findings
 from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.memory import MemoryEngine
@@ -234,7 +234,7 @@ class Storage(Verbs):
         engine = self._home.engine()
         if not isinstance(overwrite, bool):
             raise InvalidValueError(f"overwrite: {type(overwrite).__name__} is neither True nor False")
-        _check_progress(progress)
+        check_progress(progress)
         engine.backup(file_path("path", path), overwrite=overwrite, progress=progress)
 
     def restore(self, path: str | PathLike[str], *, progress: Callable[[CopyProgress], object] | None = None) -> None:
@@ -246,7 +246,7 @@ class Storage(Verbs):
         Raises NotAStorageFileError, SchemaVersionError, StorageCorruptError for a file that cannot be taken.
         """
         self._writing()
-        _check_progress(progress)
+        check_progress(progress)
         source = file_path("path", path)
         who = self._home.enter()
         try:
@@ -364,8 +364,3 @@ class Storage(Verbs):
             snapshot.rollback()
 
         return rows, end, now
-
-
-def _check_progress(progress: object) -> None:
-    if progress is not None and not callable(progress):
-        raise InvalidValueError(f"progress: a function is needed, not {type(progress).__name__}")

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args, overload
 
 from mycelia_storage.advice import Advisor
-from mycelia_storage.arguments import check_duration
+from mycelia_storage.arguments import check_duration, check_one_of
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import Isolation, Primitives
 from mycelia_storage.engines.limits import Limit
@@ -199,8 +199,8 @@ class Transaction(Verbs):
         owner: Owner = "calling",
         outer: Transaction | None = None,
     ) -> None:
-        if isolation is not None and isolation not in ISOLATIONS:
-            raise InvalidValueError(f"isolation: {isolation!r} is none of {', '.join(map(repr, ISOLATIONS))}")
+        if isolation is not None:
+            check_one_of("isolation", isolation, ISOLATIONS)
         self._home = home
         self._max_value_bytes = home.max_value_bytes
         self._is_read_only = read_only or home.read_only

@@ -17,7 +17,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mycelia_storage.arguments import KEEP, MISSING, Keep, check_if_version, check_whole, expiry, ttl_ms, ttl_or_keep
+from mycelia_storage.arguments import (
+    KEEP,
+    MISSING,
+    Keep,
+    check_if_version,
+    check_one_of,
+    check_progress,
+    check_whole,
+    expiry,
+    ttl_ms,
+    ttl_or_keep,
+)
 from mycelia_storage.batches import Batch, batch_error, collect, each_key, pairs
 from mycelia_storage.codec import decode, decode_object, encode, encode_object
 from mycelia_storage.documents import increment, merge_patch
@@ -426,8 +437,8 @@ class Verbs(Finding):
         is called after each batch. Inside a transaction everything is part of that transaction.
         """
         check_whole("batch_size", batch_size, least=1)
-        if on_error not in ("stop", "skip"):
-            raise InvalidValueError(f"on_error: {on_error!r} is neither 'stop' nor 'skip'")
+        check_one_of("on_error", on_error, ("stop", "skip"))
+        check_progress(progress)
         namespace = check_namespace(namespace)
         self._writing()
 

@@ -21,8 +21,9 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NoReturn, cast
 
+from mycelia_storage.arguments import shown
 from mycelia_storage.errors import InvalidFilterError
-from mycelia_storage.filters import OPERATORS, ORDERING, TIMES, Comparison, Not, shown
+from mycelia_storage.filters import OPERATORS, ORDERING, TIMES, Comparison, Not
 from mycelia_storage.query import parse_field
 
 if TYPE_CHECKING:
