@@ -187,14 +187,14 @@ def test_a_look_between_two_writes_of_somebody_else_is_looked_at_again(
     looks = 0
     look = schema._recognise_once
 
-    def torn(name: str) -> int:
+    def torn(*arguments: Any) -> int:
         nonlocal looks
         looks += 1
         if looks <= 2:
             with path.open("ab") as file:  # others write
                 file.write(b"\0" * 4096)
             raise error
-        return look(name)
+        return look(*arguments)
 
     monkeypatch.setattr(schema, "_recognise_once", torn)
     with open_storage(path) as store:
