@@ -39,8 +39,8 @@ LONGEST_LIFE = 0.1  # seconds after each has told of its first step
 # What all programs have in common: it forks them, so that a round does not begin with four interpreters starting.
 COMMON = """
 import asyncio, json, os, random, signal, threading, traceback
-import apsw
 from mycelia_storage import open_async_storage, open_storage
+from mycelia_storage.engines.sqlite import writer
 
 def told(worker, number):
     os.write(1, f"{worker} {number}\\n".encode())
@@ -50,7 +50,7 @@ def failed(*_):
     os._exit(1)
 
 threading.excepthook = failed
-apsw.connection_hooks.append(lambda connection: connection.wal_autocheckpoint(8))
+writer.WAL_PAGES = 8
 """
 
 FORKS = """

@@ -25,6 +25,7 @@ from recording import MODES, Disk, recording
 from stepping import Held, Workers, line_up, result, until
 
 from mycelia_storage import Storage, StorageError, open_storage
+from mycelia_storage.engines.sqlite import writer
 from mycelia_storage.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -312,15 +313,9 @@ def scratch() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def written_back_early() -> Iterator[None]:
+def written_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that checkpoints fall into every workload."""
-
-    def hook(connection: apsw.Connection) -> None:
-        connection.wal_autocheckpoint(FEW_PAGES)
-
-    apsw.connection_hooks.append(hook)
-    yield
-    apsw.connection_hooks.remove(hook)
+    monkeypatch.setattr(writer, "WAL_PAGES", FEW_PAGES)
 
 
 def record(scratch: str, workload: Workload, prepare: Callable[[str], None], setting: Setting) -> Course:

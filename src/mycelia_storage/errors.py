@@ -272,7 +272,10 @@ class StorageReadOnlyError(StorageError):
 
 
 class StorageIOError(StorageError):
-    """The operating system refused a read or a write. The transaction was rolled back."""
+    """The operating system refused a read or a write, or the file was moved. The transaction was rolled back.
+
+    Also what a store raises that writes nothing any more until it is closed and opened again; the message says so.
+    """
 
     code = "io"
 
@@ -284,7 +287,7 @@ class StorageClosedError(StorageError):
 
 
 class OutcomeUnknownError(StorageError):
-    """The commit may or may not have happened: read before you write again."""
+    """The commit may or may not have happened, but not in part: close the store, open it again and read."""
 
     code = "outcome_unknown"
 

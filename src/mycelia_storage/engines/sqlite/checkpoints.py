@@ -28,7 +28,8 @@ import apsw
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.sqlite.connection import Patience, open_writer, size_of
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, is_failed_sync
+from mycelia_storage.engines.sqlite.trust import DISK_IN_DOUBT
 from mycelia_storage.engines.watchdog import Watchdog
 from mycelia_storage.errors import StorageError
 
@@ -108,6 +109,8 @@ class Checkpoints:
             is_done = self._write_back()
         except (*DRIVER_ERRORS, StorageError) as error:
             is_done = self._is_closed
+            if is_failed_sync(error):
+                self._engine.writer.distrust(DISK_IN_DOUBT)
             if not is_done:
                 LOG.warning("%s: the -wal file could not be written back: %s", self._options.path, type(error).__name__)
                 self._later = _LATEST

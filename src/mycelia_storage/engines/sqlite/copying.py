@@ -9,7 +9,6 @@ at the end of its name, until it is complete, looked at and on the disk. Whateve
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
@@ -22,7 +21,7 @@ import msgspec
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, kind_at, open_writer, size_of
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, of_system, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE, look_at
 from mycelia_storage.entries import CopyProgress
 from mycelia_storage.errors import (
@@ -31,8 +30,6 @@ from mycelia_storage.errors import (
     SchemaVersionError,
     StorageBusyError,
     StorageCorruptError,
-    StorageFullError,
-    StorageIOError,
     StorageTimeoutError,
 )
 
@@ -70,8 +67,6 @@ _TABLES_2: Final = _TABLES_1 | {
 RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = max(version, ?) WHERE id = 1"
 
 LOG: Final = logging.getLogger("mycelia_storage")
-
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Teller:
@@ -118,9 +113,16 @@ def failing_as(what: str, *, committing: bool = False) -> Iterator[None]:
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what, committing=committing) from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise StorageFullError(f"{what}: there is no room left on the disk") from error
-        raise StorageIOError(f"{what}: {error.strerror or error}") from error
+        raise of_system(error, what) from error
+
+
+@contextlib.contextmanager
+def _none_raw(what: str) -> Iterator[None]:
+    """Around all of it: what the driver raises between those blocks. What callers' code raises in it stays as it is."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise to_storage_error(error, what) from error
 
 
 # ---- files
@@ -201,7 +203,7 @@ def _is_same(path: str, other: str) -> bool:
 def new_file(target: str, options: Options, *, overwrite: bool, store: str | None) -> Iterator[apsw.Connection]:
     """A connection to fill a new file by, which `finish` then puts in place of `target`."""
     check_target(target, overwrite=overwrite, store=store)
-    with file_beside(target) as partial:
+    with _none_raw(target), file_beside(target) as partial:
         with failing_as(target):
             connection = open_writer(partial, options)
         try:
@@ -299,7 +301,7 @@ def prepared(
     """
     if store is not None and _is_same(path, store):
         raise ConfigError(f"path: {path} is the store's own file: there is nothing to restore")
-    with contextlib.ExitStack() as stack:
+    with _none_raw(path), contextlib.ExitStack() as stack:
         copy = stack.enter_context(file_beside(beside))
         connection = _bring(path, copy, options, teller, stack)
         _make_sound(connection, path, options, teller)

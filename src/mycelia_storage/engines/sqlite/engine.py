@@ -32,12 +32,18 @@ from mycelia_storage.engines.sqlite.connection import (
     size_of,
 )
 from mycelia_storage.engines.sqlite.copying import Teller
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.failures import (
+    DRIVER_ERRORS,
+    of_system,
+    roll_back,
+    to_storage_error,
+)
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
-from mycelia_storage.engines.sqlite.writer import BEGIN_TO_WRITE, COMMIT, Writer
+from mycelia_storage.engines.sqlite.trust import BEGIN_TO_WRITE, COMMIT
+from mycelia_storage.engines.sqlite.writer import Writer
 from mycelia_storage.errors import (
     ConfigError,
     SchemaVersionError,
@@ -98,6 +104,7 @@ class SQLiteEngine:
         # Without WAL a reader waits for whoever writes.
         self.reads_at_once: bool = options.wal_mode
         self.readers: Readers = Readers(self, options)
+        self._former_readers: list[Readers] = []
         with forking.opening(self.path):
             self._begin(options)
 
@@ -108,7 +115,7 @@ class SQLiteEngine:
             # What a backup has to be like.
             self._options = msgspec.structs.replace(options, checksums=kind_at(self.path) == "checksums")
         except OSError as error:
-            raise StorageIOError(f"{self.path}: {error.strerror or error}") from error
+            raise of_system(error, self.path) from error
         except apsw.SQLError as error:  # the statements are right, so the file is not
             raise StorageCorruptError(f"{self.path}: SQLite cannot read the file's schema") from error
         except DRIVER_ERRORS as error:
@@ -209,11 +216,12 @@ class SQLiteEngine:
         return connection
 
     def _reopen(self) -> apsw.Connection:
-        """The writer's connection once more, after a fork."""
+        """The writer's connection once more, after a fork or a failure."""
         place = look_at(self.path)
         connection = open_writer(self.path, self._options)
         try:
             require_same(connection, self.path, place)
+            self.writer.trust.require_same()
             self._require_newest(
                 schema.verify(connection, self.path), "another process brought it there: open it again"
             )
@@ -236,12 +244,12 @@ class SQLiteEngine:
         del isolation
         if read_only:
             cursor = self.readers.lend()
-            return self._begin_to_read(cursor.connection, lambda: self.readers.give_back(cursor))
+            readers = self.readers
+            return self._begin_to_read(cursor.connection, lambda: readers.take_back(cursor))
         self.writer.begin(durable=durable, wait=wait)
         try:
-            return SQLiteSession(self._lend(self.writer.connection, self.writer.end))
+            return SQLiteSession(self._lend(self.writer.connection, self.writer.end, self.writer))
         except BaseException:
-            roll_back(self.writer.connection)
             self.writer.end()
             raise
 
@@ -268,7 +276,8 @@ class SQLiteEngine:
                 # What SQLite reads with the schema could not be read, and it said nothing.
                 raise StorageCorruptError(f"{self.path}: the statistics of the file are damaged")
         except BaseException as error:
-            roll_back(connection)
+            with contextlib.suppress(*DRIVER_ERRORS):
+                roll_back(connection)
             give_back()
             if isinstance(error, DRIVER_ERRORS):
                 raise self.failure(error) from error
@@ -277,8 +286,10 @@ class SQLiteEngine:
         self._reading_since[id(lending)] = time.monotonic()
         return lending
 
-    def _lend(self, connection: apsw.Connection, give_back: Callable[[], None]) -> Lending:
-        lending = Lending(self, connection, give_back)
+    def _lend(
+        self, connection: apsw.Connection, give_back: Callable[[], None], writer: Writer | None = None
+    ) -> Lending:
+        lending = Lending(self, connection, give_back, writer)
         self._lent[id(lending)] = lending.thread
         self._sessions.add(lending)
         return lending
@@ -327,6 +338,10 @@ class SQLiteEngine:
                 for namespace, key in look.execute(MALFORMED):
                     message = f"{self.path}: {key!r} in namespace {namespace!r} holds a text that is no JSON"
                     return StorageCorruptError(message)
+                try:
+                    schema.verify(look, self.path)
+                except StorageError as found:  # somebody changed the tables
+                    return found
         return to_storage_error(error, self.path, committing=committing)
 
     # ---- upkeep
@@ -341,6 +356,12 @@ class SQLiteEngine:
 
     def status(self) -> EngineStatus:
         """Sizes, settings and versions, and who keeps the -wal from being written back."""
+        try:
+            return self._status()
+        except OSError as error:
+            raise of_system(error, self.path) from error
+
+    def _status(self) -> EngineStatus:
         oldest = self.oldest_read()
         with self.reading() as connection:
             details: dict[str, Any] = {
@@ -350,6 +371,7 @@ class SQLiteEngine:
                 "free_pages": connection.pragma("freelist_count"),
                 "wal_bytes": size_of(self.path + "-wal"),
                 "readers": self.readers.made,
+                "refuses_writes": self.writer.trust.doubt,
                 "max_readers": self._options.max_readers,
                 "checksums": self._options.checksums,
                 "encrypted": self._options.encryption_key is not None,
@@ -409,10 +431,12 @@ class SQLiteEngine:
         copying.raise_floor(source, copying.greatest_version(target))
         source.execute(BEGIN)
         source.execute(PIN).fetchall()
-        what = f"{path} to {self.path}"
-        copying.copy_pages(
-            source, target, what, lambda done, total: teller.tell("restoring", done, total), committing=True
-        )
+
+        def tell(done: int, total: int) -> None:
+            self.writer.trust.require(target)
+            teller.tell("restoring", done, total)
+
+        copying.copy_pages(source, target, f"{path} to {self.path}", tell, committing=True)
 
     def optimize(self) -> None:
         """Fresh statistics where SQLite wants them, and the -wal written back."""
@@ -425,20 +449,24 @@ class SQLiteEngine:
             raise ConfigError(f"to: {to!r} is no schema version this library knows: 1 or {schema.NEWEST}")
         self.writer.lock(None)
         try:
-            self._migrate(self.writer.connection, target)
+            self._migrate(self.writer.connection, target, self.writer.commit)
         except DRIVER_ERRORS as error:
             raise self.writer.failure(error) from error
         finally:
             self.writer.unlock()
 
-    def _migrate(self, connection: apsw.Connection, target: int) -> None:
+    def _migrate(self, connection: apsw.Connection, target: int, commit: Callable[[], object] | None = None) -> None:
         """What has to be done is decided under the file's lock: another process may have been here first."""
         connection.execute(BEGIN_TO_WRITE)
         try:
             self._bring_to(connection, target)
-            connection.execute(COMMIT)
+            if commit is None:
+                connection.execute(COMMIT)
+            else:
+                commit()
         except BaseException:
-            roll_back(connection)
+            with contextlib.suppress(*DRIVER_ERRORS):  # it is closed by then, or not lent to others before it is clean
+                roll_back(connection)
             raise
 
     def _bring_to(self, connection: apsw.Connection, target: int) -> None:
@@ -467,8 +495,20 @@ class SQLiteEngine:
         for lending in forking.all_of(self._sessions):
             lending.rollback()
         deadline = time.monotonic() + self._options.busy_timeout
-        self.readers.close(self._options.busy_timeout)
-        self.writer.close(max(0.0, deadline - time.monotonic()))
+        try:
+            for readers in (self.readers, *self._former_readers):
+                readers.close(max(0.0, deadline - time.monotonic()))
+        finally:
+            self.writer.close(max(0.0, deadline - time.monotonic()))
+
+    def refuse_reads(self) -> None:
+        """From now on: what could be read is not known to have happened."""
+        old = self.readers
+        old.refuse(self.writer.trust.refusal)
+        # Others in their place, so that the reads of all other days need not ask.
+        self.readers = old.anew(is_closed=old.is_closed)
+        self._former_readers.append(old)
+        old.close(0.0)
 
     def before_fork(self) -> bool:
         """Close every connection, once all of them are free; False where that takes longer than `busy_timeout`."""
@@ -483,9 +523,16 @@ class SQLiteEngine:
         try:
             while self._lent and time.monotonic() < deadline:
                 time.sleep(0.002)  # scans and transactions that read, in other threads
-            self._is_held = not self._lent and self.readers.hold(max(0.0, deadline - time.monotonic()))
+            self._is_held = (
+                not self._lent
+                and all(former.close(max(0.0, deadline - time.monotonic())) for former in self._former_readers)
+                and self.readers.hold(max(0.0, deadline - time.monotonic()))
+            )
             if self._is_held:
                 writer.go_dormant()
+                if writer.trust.doubt is not None:
+                    # Whoever opens the file anew may find done what was not, or the other way round.
+                    self.readers.refuse(writer.trust.refusal)
         finally:
             if not self._is_held:
                 writer.unlock()
@@ -506,7 +553,7 @@ class SQLiteEngine:
         sessions = forking.all_of(self._sessions)
         if not is_ready:
             forking.inherited.add(self.path)
-            keep_for_ever(self.writer.connection, self.readers, *sessions)
+            keep_for_ever(self.writer.connection, self.readers, *self._former_readers, *sessions)
             self._why_closed = _FORKED
         for lending in sessions:
             lending.abandon()
@@ -514,6 +561,7 @@ class SQLiteEngine:
         self._lent = {}
         self._reading_since = {}
         self.checkpoints = Checkpoints(self, self._options)
+        self._former_readers = []
         self.readers = self.readers.anew(is_closed=bool(self._why_closed))
         self.writer.begin_anew(is_closed=bool(self._why_closed))
 

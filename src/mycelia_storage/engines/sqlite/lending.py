@@ -1,10 +1,11 @@
-"""The connection of an open transaction, and how a scan reads where there are no snapshots.
+"""The connection of an open transaction, that of a shared commit, and how a scan reads where there are no snapshots.
 
-Called by the engine, which makes them, and by the sessions that run on them.
+Called by the engine and the writer, which make them, and by the sessions that run on them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -13,22 +14,34 @@ import apsw
 from mycelia_storage.engines.limits import is_limited, is_over
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
-from mycelia_storage.engines.sqlite.session import Statements
+from mycelia_storage.engines.sqlite.session import Statements, put_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from mycelia_storage.engines.engine import PutRow
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
+    from mycelia_storage.engines.sqlite.writer import Writer
 
 COMMIT: Final = "COMMIT"
 
 
 class Lending:
-    """The connection of one open transaction, lent to its session for every statement until it ends."""
+    """The connection of one open transaction, lent to its session for every statement until it ends.
 
-    def __init__(self, engine: SQLiteEngine, connection: apsw.Connection, give_back: Callable[[], None]) -> None:
+    One that only reads has no `writer`.
+    """
+
+    def __init__(
+        self,
+        engine: SQLiteEngine,
+        connection: apsw.Connection,
+        give_back: Callable[[], None],
+        writer: Writer | None = None,
+    ) -> None:
         self._engine = engine
+        self._writer = writer
         self.connection: apsw.Connection = connection
         self._give_back: Callable[[], None] | None = give_back
         # close() ends a session from another thread: between two of its calls, never within one.
@@ -62,8 +75,8 @@ class Lending:
                 raise self._engine.failure(error) from error  # a read was stopped, and the transaction goes on
             if isinstance(error, DRIVER_ERRORS):
                 # SQLite undoes the statement, or everything, depending on the error: for the caller it is everything.
-                roll_back(self.connection)
-                raise self._engine.failure(error) from error
+                self._undo()
+                raise (self._writer or self._engine).failure(error, committing=False) from error
         finally:
             self._lock.release()
 
@@ -76,9 +89,12 @@ class Lending:
             try:
                 with self as connection:
                     pass
-                connection.execute(COMMIT)
+                if self._writer is None:
+                    connection.execute(COMMIT)
+                else:
+                    self._writer.commit()
             except DRIVER_ERRORS as error:
-                raise self._engine.failure(error, committing=True) from error
+                raise (self._writer or self._engine).failure(error) from error
             finally:
                 self.rollback()
         self._engine.writer.after_write()
@@ -89,14 +105,17 @@ class Lending:
             if give_back is None:
                 return
             try:
-                roll_back(self.connection)
-            except DRIVER_ERRORS as error:
-                raise self._engine.failure(error) from error
+                self._undo()
             finally:
                 try:
                     give_back()
                 finally:
                     self._engine.ended(self)  # last, or a fork of another thread would find it open
+
+    def _undo(self) -> None:
+        """Who gets the connection back sees to one that could not roll back."""
+        with contextlib.suppress(*DRIVER_ERRORS):
+            roll_back(self.connection)
 
     def abandon(self) -> None:
         """For the child of a fork: forget a transaction that is the parent's."""
@@ -109,3 +128,39 @@ class PageByPage(Statements):
 
     def rollback(self) -> None:
         """Nothing is open."""
+
+
+class _Shared:
+    """Lends the writer to the members of a shared commit, whose errors its owner looks at."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def reading(self) -> _Shared:
+        return self
+
+    writing = reading
+
+    def time(self, now: int) -> int:
+        return now
+
+    def __enter__(self) -> apsw.Connection:
+        return self._writer.connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing is given back."""
+
+
+class SharedStatements(Statements):
+    """The primitives in a shared commit, of which putting a row is what most members do."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(_Shared(writer))
+        self._writer = writer
+
+    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        if len(rows) != 1:
+            return super().put(namespace, rows, now)
+        return [put_one(self._writer.connection, namespace, rows[0], now, self._writer.cursor)]

@@ -18,7 +18,7 @@ from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
 from mycelia_storage.errors import StorageBusyError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import apsw
 
@@ -60,6 +60,7 @@ class Readers:
         self._counting = threading.RLock()
         self.made: int = 0
         self.is_closed: bool = False
+        self._refusal: Callable[[], StorageError] | None = None
 
     def lend(self) -> apsw.Cursor:
         """A cursor that nobody uses; who has it gives it back.
@@ -87,6 +88,7 @@ class Readers:
         patience = time_left(self._options.busy_timeout)
         deadline = time.monotonic() + patience
         while True:
+            self._require_trust()
             with self._opening:
                 if self.made < self._options.max_readers:
                     cursor = self.open().cursor()
@@ -106,6 +108,9 @@ class Readers:
                     self.give_back(place.cursor)
                 raise
             if place.cursor is not None:
+                if self._refusal is not None:
+                    self.give_back(place.cursor)
+                    continue
                 return place.cursor
 
     def _call_next(self) -> None:
@@ -136,6 +141,21 @@ class Readers:
         limit = f"max_readers={self._options.max_readers}, waited {patience:g} s"
         return StorageBusyError(f"{self._options.path}: every reader connection is in use ({limit})")
 
+    def refuse(self, refusal: Callable[[], StorageError]) -> None:
+        """Open none any more. Who reads just now comes to its end, and idle ones are not asked: see `refuse_reads`."""
+        self._refusal = refusal
+
+    def _require_trust(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+
+    def take_back(self, cursor: apsw.Cursor) -> None:
+        """After a transaction: one that could not be rolled back is not lent again."""
+        if cursor.connection.in_transaction:
+            self.discard(cursor)
+        else:
+            self.give_back(cursor)
+
     def discard(self, cursor: apsw.Cursor) -> None:
         """Close a reader whose statement failed.
 
@@ -149,10 +169,19 @@ class Readers:
         """A connection besides those that are lent, for a scan."""
         if self.is_closed:
             raise self._engine.closed_error()
+        self._require_trust()
+        trust = self._engine.writer.trust
         try:
-            return open_reader(self._options.path, self._options)
+            connection = open_reader(self._options.path, self._options)
         except DRIVER_ERRORS as error:
+            trust.require_same()
             raise self._engine.failure(error) from error
+        try:
+            trust.require_same()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
@@ -192,9 +221,10 @@ class Readers:
         self._opening.release()
 
     def anew(self, *, is_closed: bool) -> Readers:
-        """For the child of a fork: the same without connections."""
+        """The same without connections, for the child of a fork, or for good."""
         new = Readers(self._engine, self._options)
         new.is_closed = is_closed
+        new._refusal = self._refusal
         return new
 
     def _close_all(self, patience: float) -> bool:

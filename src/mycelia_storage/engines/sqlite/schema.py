@@ -185,8 +185,9 @@ def recognise(path: str, patience: float, secret: Secret | None = None) -> int:
 
     Raises NotAStorageFileError for what is no database or somebody else's, ConfigError for an encrypted file without a
     key, StorageCorruptError where the first page does not fit its checksum, StorageBusyError where others kept it from
-    being read for `patience` seconds. A version is only read here where the header does not say that the file is ours,
-    or cannot be read without the key; then it is `NEWEST`, and `verify` looks closer.
+    being read for `patience` seconds, and the driver's errors where it could not be read. A version is only read here
+    where the header does not say that the file is ours, or cannot be read without the key; then it is `NEWEST`, and
+    `verify` looks closer.
     """
     started = time.monotonic()
     before: tuple[int, ...] = ()
@@ -208,6 +209,8 @@ def recognise(path: str, patience: float, secret: Secret | None = None) -> int:
             )
             before = now
             if not is_moving or time.monotonic() >= started + min(patience, _LONGEST_MOVE):
+                if not isinstance(error, apsw.CorruptError | apsw.SQLError):
+                    raise  # it says nothing about the file
                 message = f"{path}: the file cannot be read as a SQLite database ({type(error).__name__})"
                 raise NotAStorageFileError(message) from error
         time.sleep(0.01)

@@ -15,7 +15,7 @@ from mycelia_storage.engines.engine import IndexRow, Member, NamespaceRow, PlanR
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, one_state, roll_back
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, one_state
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
 from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
@@ -390,7 +390,7 @@ class Auto(Statements):
                 raise writer.failure(error) from error
             is_done = False
         except apsw.BusyError:
-            roll_back(writer.connection)
+            writer.roll_back()
             is_done = False
         except DRIVER_ERRORS as error:
             raise writer.failure(error) from error
@@ -415,7 +415,7 @@ class Auto(Statements):
             if not removed and not writer.cursor.execute(HAS, bindings).fetchall():
                 return 0
         except apsw.BusyError:
-            roll_back(writer.connection)
+            writer.roll_back()
         except DRIVER_ERRORS as error:
             raise writer.failure(error) from error
         finally:

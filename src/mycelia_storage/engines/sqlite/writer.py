@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -20,23 +21,38 @@ import apsw
 
 from mycelia_storage.engines.line import Line, Ticket, served
 from mycelia_storage.engines.sqlite.connection import Patience
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
+from mycelia_storage.engines.sqlite.failures import (
+    DRIVER_ERRORS,
+    is_failed_sync,
+    is_unsure,
+    outcome_unknown,
+    roll_back,
+)
 from mycelia_storage.engines.sqlite.indexes import has_outgrown_statistics, refresh_is_due, refresh_statistics
-from mycelia_storage.engines.sqlite.session import Statements, put_one
-from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError
+from mycelia_storage.engines.sqlite.lending import SharedStatements
+from mycelia_storage.engines.sqlite.trust import (
+    ANOTHER_TIME,
+    BEGIN_TO_WRITE,
+    COMMIT,
+    COMMIT_IN_DOUBT,
+    DISK_IN_DOUBT,
+    Trust,
+    settle,
+)
+from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError, StorageIOError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import TracebackType
 
-    from mycelia_storage.engines.engine import Member, PutRow
+    from mycelia_storage.engines.engine import Member
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
 
-BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
-COMMIT: Final = "COMMIT"
 # The planner's statistics are looked at after so many changes, and whenever their number has doubled.
 FIRST_REFRESH: Final = 1000
+# The -wal is written back when it has so many pages. Not by SQLite itself, which does it within COMMIT, and never tells
+# what fails then. The length is looked at whenever this connection has written a tenth of that.
+WAL_PAGES: Final = 1000
 # So many writes share a commit at most, so that the first of them does not wait for long.
 MOST_TOGETHER: Final = 1000
 
@@ -59,20 +75,26 @@ class Writer:
         self._durable_mode = "FULL" if options.wal_mode else "EXTRA"
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
         self._committing: Sequence[Member] = ()
-        self._shared = _SharedStatements(self)
+        self._shared = SharedStatements(self)
+        self._next_write_back = 0.0  # when this connection has written so many pages
+        self._close_failure: StorageError | None = None
+        self.trust: Trust = Trust(options.path)
         self.line: Line = Line()
         self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
         self.is_closed: bool = False
         self._use(first)
+        self.trust.remember()
 
     def _use(self, connection: apsw.Connection) -> None:
         self._synchronous = self._options.synchronous
         self.connection: apsw.Connection = connection
+        self.connection.wal_autocheckpoint(0)
+        self._next_write_back = WAL_PAGES / 10 if self._options.wal_mode else math.inf
         self.connection.set_busy_handler(self._patience)
         self.cursor: apsw.Cursor = self.connection.cursor()
         self.is_dormant: bool = False
         self._next_look = 0  # its changes are counted from 0
-        self._auto_checkpoint: int | None = None
+        self.is_wal_left: bool = False
 
     # ---- the lock
 
@@ -94,11 +116,12 @@ class Writer:
         try:
             if self.is_closed:
                 raise self._engine.closed_error()
+            if not self.is_dormant and self.connection.in_transaction:
+                # Left behind by a signal handler that raised at a bad moment: what follows would become part of it.
+                self.roll_back()
             if self.is_dormant:
                 self._use(self._reopen())
-            if self.connection.in_transaction:
-                # Left behind by a signal handler that raised at a bad moment: what follows would become part of it.
-                roll_back(self.connection)
+            self.trust.require(self.connection)
         except BaseException as error:
             self.line.release()
             if isinstance(error, DRIVER_ERRORS):
@@ -107,12 +130,17 @@ class Writer:
         self._patience.timeout = patience
 
     def unlock(self) -> None:
-        """Give the lock back. Who gives it back to a closed store closes the connection."""
+        """Give the lock back. Who gives it back to a closed store closes the connection.
+
+        What was written before is committed, so that nothing which fails here may be taken for a failure of that.
+        """
         try:
             if self.is_closed:
                 self._close()
             elif not self.is_dormant:
                 self._changes = self.connection.total_changes()
+                if self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] >= self._next_write_back:
+                    self._keep_wal_short()
         finally:
             self.line.release()
 
@@ -129,11 +157,11 @@ class Writer:
             self.connection.execute(BEGIN_TO_WRITE)
             yield self.connection
             committing = True
-            self.connection.execute(COMMIT)
+            self.commit()
         except DRIVER_ERRORS as error:
             raise self.failure(error, committing=committing) from error
         except BaseException:
-            roll_back(self.connection)
+            self.roll_back()
             raise
         finally:
             self.unlock()
@@ -147,18 +175,24 @@ class Writer:
             self._synchronize(durable=durable)
             self.connection.execute(BEGIN_TO_WRITE)
         except BaseException as error:
-            roll_back(self.connection)
+            self.roll_back()
             self.end()
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
+
+    def commit(self) -> None:
+        """End the open transaction, unless its file is elsewhere by now; what fails is for `failure`."""
+        self.trust.require(self.connection)
+        self.cursor.execute(COMMIT)
 
     def end(self) -> None:
         """The transaction of `begin` is committed or rolled back."""
         self.holder = 0
         try:
             if not self.is_closed:
-                self._synchronize(durable=False)
+                self.roll_back()
+                self._relax()
         finally:
             self.unlock()
 
@@ -170,13 +204,61 @@ class Writer:
         """`PRAGMA synchronous` for the next transaction; SQLite takes it only outside of one."""
         mode = self._durable_mode if durable and not self._is_durable_always else self._options.synchronous
         if mode != self._synchronous:
+            self._synchronous = ""  # where the next line fails, nobody knows
             self.connection.execute(f"PRAGMA synchronous={mode}")
             self._synchronous = mode
 
+    def _relax(self) -> None:
+        """After a commit, which has happened, whatever this may meet; the next transaction says again what it needs."""
+        with contextlib.suppress(*DRIVER_ERRORS):
+            self._synchronize(durable=False)
+
+    def roll_back(self) -> None:
+        """Undo the open transaction, if there is one. A connection that cannot even do that is replaced."""
+        if self.is_dormant:
+            return
+        try:
+            roll_back(self.connection)
+        except DRIVER_ERRORS as error:
+            LOG.warning("%s: a connection that cannot roll back is replaced: %s", self._path, type(error).__name__)
+            self.go_dormant()
+
     def failure(self, error: Exception, *, committing: bool = True) -> StorageError:
-        """The library's error for one of the driver's, after the transaction is undone where SQLite has not done so."""
-        roll_back(self.connection)
-        return self._engine.failure(error, committing=committing)
+        """The library's error for one of the driver's, after the transaction is undone where SQLite has not done so.
+
+        A commit may have failed in three ways:
+        1. It has not happened: most errors, and SQLite has seen to it.
+        2. It has not happened, but what stands in the -wal would be taken for it after a crash. Another commit takes
+           its place at once; where that fails too, or without a -wal, it is as in 3.
+        3. The disk did not confirm it. Nobody knows, not even whether what the disk confirms next is there: nothing is
+           written any more.
+        """
+        self.roll_back()
+        found = self._engine.failure(error, committing=committing)
+        if committing and is_unsure(error) and not (self._options.wal_mode and self._settle()):
+            found = outcome_unknown(self._path)
+        if isinstance(found, OutcomeUnknownError):
+            self.distrust(COMMIT_IN_DOUBT)
+        elif is_failed_sync(error):
+            self.distrust(DISK_IN_DOUBT)
+        return found
+
+    def distrust(self, reason: str) -> None:
+        """Write nothing any more. Without a -wal what is read may be what is in doubt, so that is over too."""
+        self.trust.doubt = reason
+        if not self._options.wal_mode:
+            self._engine.refuse_reads()
+
+    def _settle(self) -> bool:
+        try:
+            settle(self.connection, self._options)
+        except DRIVER_ERRORS as error:
+            LOG.warning("%s: whether a commit happened could not be settled: %s", self._path, type(error).__name__)
+            return False
+        finally:
+            self._synchronous = ""
+            self._relax()
+        return True
 
     # ---- shared commits
 
@@ -209,11 +291,11 @@ class Writer:
         deadline = time.monotonic() + self._patience.timeout
         durable = is_durable(members) or self.line.wants_durable(MOST_TOGETHER)
         try:
-            self._synchronize(durable=durable)
             try:
+                self._synchronize(durable=durable)
                 self.cursor.execute(BEGIN_TO_WRITE)
             except DRIVER_ERRORS as error:  # those behind have their own time to wait
-                _fail(members, self.failure(error, committing=False))
+                _fail(members, self._failure_of_members(error, committing=False))
                 return
             # Taken only now: while the file was waited for, more have come.
             self.line.take(others, MOST_TOGETHER, durable=durable)
@@ -223,13 +305,13 @@ class Writer:
                 for member in members:
                     self._patience.timeout = max(0.0, deadline - time.monotonic())
                     self._run_alone(member)
-            self._synchronize(durable=False)
+            self._relax()
         except BaseException:
             # A signal handler raised. Whose work is not done gets another turn.
             if self._committing and not self.connection.in_transaction:
                 _commit(self._committing)
             self._committing = ()
-            roll_back(self.connection)
+            self.roll_back()
             self.line.put_back([ticket for ticket in others if not ticket.is_done])
             served([ticket for ticket in others if ticket.is_done])
             raise
@@ -245,7 +327,8 @@ class Writer:
         for member in members:
             try:
                 member.result = member.step(rows, now)
-            except DRIVER_ERRORS:
+            except DRIVER_ERRORS as error:
+                self.failure(error, committing=False)  # which may be that the disk is not to be trusted
                 return self._undo(members)
             except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
                 if connection.total_changes() != changes:
@@ -255,21 +338,36 @@ class Writer:
                 changes = connection.total_changes()
         try:
             self._committing = members
-            self.cursor.execute(COMMIT)
-        except DRIVER_ERRORS as error:
-            found = self.failure(error)
+            self.commit()
+        except (*DRIVER_ERRORS, StorageError) as error:
+            self._committing = ()  # first: who interrupts what follows must not find it done
+            found = self._commit_failure(error)
             # Without WAL a reader in the way: whoever waited for it has waited long enough.
-            if not isinstance(found, OutcomeUnknownError | StorageBusyError):
+            if found is not error and not isinstance(found, OutcomeUnknownError | StorageBusyError):
                 return self._undo(members)
-            _fail(members, found)
+            _fail([member for member in members if member.error is None], found)
+            _commit([member for member in members if member.error is not None])  # which have failed by themselves
         else:
             _commit(members)
         self._committing = ()
         return True
 
+    def _commit_failure(self, error: Exception) -> StorageError:
+        """As `failure`; or what `commit` itself has found."""
+        if isinstance(error, StorageError):
+            self.roll_back()
+            return error
+        return self._failure_of_members(error, committing=True)
+
+    def _failure_of_members(self, error: Exception, *, committing: bool) -> StorageError:
+        """As `failure`, with the driver's error as its cause, but without its frames, which know of every member."""
+        found = self.failure(error, committing=committing)
+        found.__cause__ = error.with_traceback(None)
+        return found
+
     def _undo(self, members: Sequence[Member]) -> bool:
         self._committing = ()
-        roll_back(self.connection)
+        self.roll_back()
         for member in members:
             member.result = member.error = None
         return False
@@ -277,16 +375,21 @@ class Writer:
     def _run_alone(self, member: Member) -> None:
         is_committing = False
         try:
+            if self.is_dormant:
+                self._use(self._reopen())
+            self.trust.require(self.connection)
             self.cursor.execute(BEGIN_TO_WRITE)
             member.result = member.step(self._shared, self.time())
             is_committing = True
             self._committing = (member,)
-            self.cursor.execute(COMMIT)
+            self.commit()
             _commit(self._committing)
         except DRIVER_ERRORS as error:
-            _fail((member,), self.failure(error, committing=is_committing))
+            self._committing = ()  # as above
+            _fail((member,), self._failure_of_members(error, committing=is_committing))
         except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-            roll_back(self.connection)
+            self._committing = ()
+            self.roll_back()
             member.done(error=error)
         self._committing = ()
 
@@ -299,8 +402,11 @@ class Writer:
             return
         if changes >= self._next_refresh:
             self._look_at_statistics()
-        next_refresh = max(self._next_refresh, changes + 1)
-        self._next_look = min(next_refresh, self._engine.checkpoints.look(changes))
+        self._next_look = max(self._next_refresh, changes + 1)
+        try:
+            self._next_look = min(self._next_look, self._engine.checkpoints.look(changes))
+        except (OSError, RuntimeError) as error:  # no look, or no thread: it is done another time
+            LOG.warning("%s: the -wal could not be looked at: %s", self._path, error)
 
     def _look_at_statistics(self) -> None:
         """After a thousand changes, and whenever their number has doubled.
@@ -311,23 +417,24 @@ class Writer:
         if not self.line.try_acquire():
             return
         try:
-            if not self.is_closed and not self.is_dormant:
+            if not self.is_closed and not self.is_dormant and self.trust.doubt is None:
                 self._next_refresh = 2 * self.connection.total_changes()
                 self._refresh_statistics()
         except DRIVER_ERRORS as error:
+            self.failure(error)  # which may be that the disk is not to be trusted
             LOG.warning("%s: the planner's statistics could not be refreshed: %s", self._path, type(error).__name__)
+        except StorageIOError as error:
+            self.roll_back()
+            LOG.warning("the planner's statistics could not be refreshed: %s", error)
         finally:
             self.unlock()
 
     def _refresh_statistics(self) -> None:
         if refresh_is_due(self.connection):
             self._patience.timeout = 0.0
-            try:
-                self.connection.execute(BEGIN_TO_WRITE)
-                refresh_statistics(self.connection)
-                self.connection.execute(COMMIT)
-            finally:
-                roll_back(self.connection)
+            self.connection.execute(BEGIN_TO_WRITE)
+            refresh_statistics(self.connection)
+            self.commit()
 
     def _refresh_at_last(self) -> None:
         """Before the connection is closed: many that write little would otherwise never look."""
@@ -335,7 +442,8 @@ class Writer:
         try:
             if connection.total_changes() and not connection.in_transaction and has_outgrown_statistics(connection):
                 self._refresh_statistics()
-        except DRIVER_ERRORS as error:
+        except (*DRIVER_ERRORS, StorageIOError) as error:
+            self._commit_failure(error)
             LOG.debug("%s: the planner's statistics were not refreshed: %s", self._path, type(error).__name__)
 
     @contextlib.contextmanager
@@ -350,14 +458,7 @@ class Writer:
 
     def leave_wal_alone(self, *, is_left: bool) -> None:
         """For the owner of the lock: from now on commits do not write the -wal back, or do again."""
-        if self.is_dormant:
-            return
-        if is_left and self._auto_checkpoint is None:
-            self._auto_checkpoint = self.connection.pragma("wal_autocheckpoint")
-            self.connection.wal_autocheckpoint(0)
-        elif not is_left and self._auto_checkpoint is not None:
-            self.connection.wal_autocheckpoint(self._auto_checkpoint)
-            self._auto_checkpoint = None
+        self.is_wal_left = is_left
 
     def optimize(self) -> None:
         """Fresh statistics where SQLite wants them, and the -wal written back as far as nobody reads it."""
@@ -365,12 +466,23 @@ class Writer:
         try:
             self.connection.execute("PRAGMA optimize")
             self._patience.timeout = 0.0  # a reader may stay for long; then it is done another time
-            with contextlib.suppress(apsw.BusyError):
-                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
             raise self.failure(error, committing=False) from error
         finally:
             self.unlock()
+
+    def _keep_wal_short(self) -> None:
+        """Write the -wal back where it is long. What fails is told to whoever writes next, if it is of importance."""
+        connection = self.connection
+        self._next_write_back = connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] + WAL_PAGES / 10
+        self._next_look = 0  # a few changes have written much
+        try:
+            pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+            if pages - done >= WAL_PAGES and not self.is_wal_left:
+                self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except DRIVER_ERRORS as error:
+            LOG.warning("%s: the -wal could not be written back, and is kept: %s", self._path, type(error).__name__)
 
     def replace(self, step: Callable[[apsw.Connection], None]) -> None:
         """Run a step that rewrites the whole file in a transaction of its own, with the lock held; it is durable."""
@@ -382,34 +494,63 @@ class Writer:
             self._patience.timeout = 0.0
             # It is committed: what cannot be written back now is so another time.
             with contextlib.suppress(apsw.Error):
-                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
             raise self.failure(error) from error
+        except StorageError as error:
+            cause = error.__cause__
+            if isinstance(cause, DRIVER_ERRORS) and (is_failed_sync(cause) or is_unsure(cause)):
+                raise self.failure(cause) from cause
+            raise
         finally:
             self.end()
 
     # ---- the end
 
     def close(self, patience: float) -> None:
-        """Refuse what comes, and close the connection as soon as nobody has it."""
+        """Refuse what comes, and close the connection as soon as nobody has it.
+
+        Raises StorageIOError where the -wal could not be written back; it stays, and nothing in it is lost.
+        """
         self.is_closed = True
         if self.line.acquire(patience):
             self.unlock()
+        if self._close_failure is not None:
+            raise self._close_failure
 
     def _close(self) -> None:
+        """Never raises what the last one who wrote would take for a failure of its commit: `close` raises that."""
         if self.is_dormant:
             return
         try:
-            self._refresh_at_last()
-            # Before close(), which would hold the interpreter lock for as long as a big -wal takes.
-            if not self._options.read_only:
-                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.ConnectionClosedError):
+            if self.trust.doubt is not None:
+                self._close_in_doubt()
+            else:
+                self._refresh_at_last()
+                # Before close(), which would hold the interpreter lock for as long as a big -wal takes.
+                if not self._options.read_only:
+                    self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except (*ANOTHER_TIME, apsw.ConnectionClosedError):
             pass  # everything is committed: the -wal stays beside the file, and who opens it next goes on from there
         except DRIVER_ERRORS as error:
-            raise self._engine.failure(error) from error
+            self._close_failure = self._engine.failure(error)
+            self._close_failure.__cause__ = error
         finally:
-            self.connection.close()
+            self.is_dormant = True
+            self.connection.close(True)
+
+    def _close_in_doubt(self) -> None:
+        """Whoever opens the file next finds what it will find ever after, whatever the disk holds of what is in doubt.
+
+        Everything is written once more, to other places, and the disk asked again. The caller has had the error, and
+        gets no other one here.
+        """
+        self._patience.timeout = self._options.busy_timeout
+        if self._settle():
+            with contextlib.suppress(*DRIVER_ERRORS):
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        else:
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def begin_anew(self, *, is_closed: bool) -> None:
         """For the child of a fork: nobody has the lock, and nobody waits for it."""
@@ -421,45 +562,9 @@ class Writer:
     def go_dormant(self) -> None:
         """For the owner of the lock: close the connection until the next write opens it again."""
         if not self.is_dormant:
-            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            self.connection.close()
             self.is_dormant = True
-
-
-class _Shared:
-    """Lends the writer to the members of a shared commit, whose errors its owner looks at."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def reading(self) -> _Shared:
-        return self
-
-    writing = reading
-
-    def time(self, now: int) -> int:
-        return now
-
-    def __enter__(self) -> apsw.Connection:
-        return self._writer.connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Nothing is given back."""
-
-
-class _SharedStatements(Statements):
-    """The primitives in a shared commit, of which putting a row is what most members do."""
-
-    def __init__(self, writer: Writer) -> None:
-        super().__init__(_Shared(writer))
-        self._writer = writer
-
-    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        if len(rows) != 1:
-            return super().put(namespace, rows, now)
-        return [put_one(self._writer.connection, namespace, rows[0], now, self._writer.cursor)]
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self.connection.close(True)
 
 
 def is_durable(members: Sequence[Member]) -> bool:

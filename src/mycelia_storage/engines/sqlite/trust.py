@@ -1,0 +1,126 @@
+"""`Trust`: whether what is written next would be kept, by where the file is and by what the disk has confirmed.
+
+Called by the writer, before each write, before each commit and after what failed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, is_failed_sync, roll_back
+from mycelia_storage.errors import StorageIOError
+
+if TYPE_CHECKING:
+    from mycelia_storage.options import Options
+
+BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
+COMMIT: Final = "COMMIT"
+
+LOG: Final = logging.getLogger("mycelia_storage")
+
+# What keeps a checkpoint from its end for now; the -wal has everything until the next one.
+ANOTHER_TIME: Final = (apsw.BusyError, apsw.LockedError, apsw.FullError)
+
+COMMIT_IN_DOUBT: Final = (
+    "the disk did not confirm an earlier commit, so nothing is written any more: close the store, open it again, and "
+    "read what is there"
+)
+DISK_IN_DOUBT: Final = (
+    "the disk did not confirm what was written to it, so nothing is written any more: close the store and open it "
+    "again. What was committed is there, but a power cut might take it"
+)
+
+
+class Trust:
+    """Where the file was when it was opened, and why nothing is written any more, if so."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # Asking SQLite costs a third of a microsecond, half of os.stat, and it knows which file it has open.
+        self._has_moved = ctypes.c_int()
+        self._answer = ctypes.addressof(self._has_moved)
+        self._identity: tuple[int, int] | None = None
+        self.doubt: str | None = None
+
+    def remember(self) -> None:
+        """The file has just been opened: this is the one."""
+        self._identity = self._found()
+
+    def require(self, connection: apsw.Connection) -> None:
+        """Raise StorageIOError where what is written now would go to a file that is not, or no more, under its name."""
+        if self.doubt is not None:
+            raise self.refusal()
+        connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, self._answer)
+        if self._has_moved.value:
+            raise self._moved_error()
+
+    def require_same(self) -> None:
+        """Raise StorageIOError where a connection that was opened just now has another file."""
+        if self.is_elsewhere():
+            raise self._moved_error()
+
+    def is_elsewhere(self) -> bool:
+        """Whether another file, or none, has the name now."""
+        return self._identity is not None and self._found() != self._identity
+
+    def refusal(self) -> StorageIOError:
+        """Why nothing is written any more."""
+        return StorageIOError(f"{self._path}: {self.doubt}")
+
+    def _moved_error(self) -> StorageIOError:
+        if not self.is_elsewhere():
+            return StorageIOError(f"{self._path}: the operating system did not find the file for a moment")
+        what = "replaced by another" if os.path.exists(self._path) else "moved away or removed"
+        return StorageIOError(
+            f"{self._path}: the file was {what} while the store had it open: put it back, or close the store and open "
+            "it again. Nothing was written"
+        )
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def write_back(self, connection: apsw.Connection, mode: int) -> None:
+        """A checkpoint; raises the driver's errors, but for those that only put it off.
+
+        When the disk does not confirm it, nobody knows what the disk holds, and asking once more proves nothing: what
+        it has lost it does not try again. But SQLite writes all of it once more, since it has not noted it as done.
+        Where that is confirmed, up to the end of the -wal, and that begun anew, all is well.
+        """
+        try:
+            connection.wal_checkpoint(mode=mode)
+        except ANOTHER_TIME:
+            return
+        except DRIVER_ERRORS as error:
+            if not is_failed_sync(error):
+                raise
+            LOG.warning("%s: the disk did not confirm a checkpoint; it is done once more", self._path)
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except DRIVER_ERRORS:
+                self.doubt = DISK_IN_DOUBT
+                raise error from None
+
+
+def settle(connection: apsw.Connection, options: Options) -> None:
+    """Make certain that a commit which failed has not happened, whatever of it has come to the disk.
+
+    In the -wal it may stand complete behind the end that every connection knows of, until another commit takes its
+    place. Without one, a -journal that is still there is rolled back; but where it is gone, the commit has happened.
+    """
+    if options.synchronous != "OFF":
+        connection.execute(f"PRAGMA synchronous={'FULL' if options.wal_mode else 'EXTRA'}")
+    connection.execute(BEGIN_TO_WRITE)
+    try:
+        connection.pragma("user_version", connection.pragma("user_version"))
+        connection.execute(COMMIT)
+    finally:
+        roll_back(connection)
