@@ -1,11 +1,13 @@
 """Records what SQLite does to a disk, and rebuilds what a power cut may leave of it.
 
 Called by the tests of power loss. `recording` puts every file that is opened under a directory on a driver's VFS that
-passes everything through and keeps a log. A `Disk` is fed the log up to a position and says what may be there then:
+passes everything through and keeps a log; what the library does to names and files there by the operating system's own
+calls is in the log, too. A `Disk` is fed the log up to a position and says what may be there then:
 what was synchronized is, and of the rest anything may be. What SQLite may rely on is what it assumes of any disk:
 
 1. A sync brings the whole file to the disk. The first one of a new -journal or -wal is followed by one of the
-   directory, which brings every earlier change of names; so is a deletion that asks for it. Nothing else does.
+   directory, which brings every earlier change of names; so is a deletion that asks for it, and so does a sync of the
+   directory itself. Nothing else does.
 2. Names change in the order in which they were changed. Everything else that is not synchronized arrives in any order.
 3. A write arrives by whole sectors, and leaves the bytes around it as they are.
 """
@@ -32,13 +34,18 @@ _WITH_DIRECTORY: Final = ("-journal", "-wal")
 
 
 class Event(NamedTuple):
-    """Something done to the file `name`, or a mark of the test: "begin" and "acknowledge" with a number as offset."""
+    """Something done to the file `name`, or to the directory where that is "".
 
-    kind: Literal["create", "write", "truncate", "sync", "delete", "begin", "acknowledge"]
+    Or a mark of the test: "begin" and "acknowledge" with a number as offset.
+    """
+
+    kind: Literal["create", "write", "truncate", "sync", "delete", "link", "begin", "acknowledge"]
     name: str
     offset: int = 0
     data: bytes = b""
     is_synchronized: bool = False
+    other: str = ""  # of a link: the name that there was
+    is_moved: bool = False  # and that there is no more
 
 
 class Log(apsw.VFS):
@@ -72,10 +79,27 @@ class Log(apsw.VFS):
         if path is None or not flags[0] & _RECORDED or os.path.dirname(path) != self.directory:
             return apsw.VFSFile("unix", name, flags)
         file = _Recorded(self, os.path.basename(path), name, flags)
-        if os.path.basename(path) not in self._known:
-            self._known.add(os.path.basename(path))
-            self.events.append(Event("create", os.path.basename(path)))
+        self.note_new(os.path.basename(path))
         return file
+
+    def note_new(self, name: str) -> None:
+        """A file of this name is opened or made; nothing where there is one."""
+        if name not in self._known:
+            self._known.add(name)
+            self.events.append(Event("create", name))
+
+    def note_link(self, old: str, new: str, *, is_moved: bool = False) -> None:
+        """A file has got a name, in place of another file's where there is one, and keeps its old one or does not."""
+        self._known.add(new)
+        if is_moved:
+            self._known.discard(old)
+        self.events.append(Event("link", new, other=old, is_moved=is_moved))
+
+    def note_gone(self, name: str) -> None:
+        """A name was removed, by a call that synchronizes nothing."""
+        if name in self._known:
+            self._known.discard(name)
+            self.events.append(Event("delete", name))
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - the driver's name
         super().xDelete(filename, syncdir)
@@ -104,14 +128,70 @@ class _Recorded(apsw.VFSFile):
         self._events.append(Event("sync", self._name))
 
 
+class _Calls:
+    """The operating system's calls that change names or synchronize, recorded where they are of the directory."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._open = os.open
+        self._paths: dict[int, str] = {}
+        self._real = {name: getattr(os, name) for name in ("link", "replace", "rename", "unlink")}
+
+    def name_of(self, path: Any) -> str | None:
+        path = os.path.abspath(os.fsdecode(path))
+        return os.path.basename(path) if os.path.dirname(path) == self._log.directory else None
+
+    def open(self, path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        descriptor = self._open(path, flags, *arguments, **options)
+        name = self.name_of(path)
+        if name is not None or os.path.abspath(os.fsdecode(path)) == self._log.directory:
+            self._paths[descriptor] = name or ""
+            if name and flags & os.O_CREAT:
+                self._log.note_new(name)
+        else:
+            self._paths.pop(descriptor, None)
+        return descriptor
+
+    def fsync(self, descriptor: int) -> None:
+        if descriptor in self._paths:
+            self._log.events.append(Event("sync", self._paths[descriptor]))
+
+    def link(self, source: Any, target: Any) -> None:
+        self._real["link"](source, target)
+        old, new = self.name_of(source), self.name_of(target)
+        if old is not None and new is not None:
+            self._log.note_link(old, new)
+
+    def replace(self, source: Any, target: Any) -> None:
+        self._real["replace"](source, target)
+        old, new = self.name_of(source), self.name_of(target)
+        if old is not None and new is not None:
+            self._log.note_link(old, new, is_moved=True)
+
+    rename = replace
+
+    def unlink(self, path: Any) -> None:
+        self._real["unlink"](path)
+        name = self.name_of(path)
+        if name is not None:
+            self._log.note_gone(name)
+
+
 @contextlib.contextmanager
 def recording(directory: str) -> Iterator[Log]:
     """Files that are opened in the block under `directory` are recorded. None of them may be open before."""
     log = Log(directory)
+    calls = _Calls(log)
+    names = ("open", "fsync", "link", "replace", "rename", "unlink")
+    usual = {name: getattr(os, name) for name in names}
     apsw.set_default_vfs("recording")
     try:
+        for name in names:
+            setattr(os, name, getattr(calls, name))
         yield log
     finally:
+        for name, function in usual.items():
+            setattr(os, name, function)
         apsw.set_default_vfs("unix")
         log.unregister()
 
@@ -130,7 +210,7 @@ class Disk:
     def __init__(self, before: dict[str, bytes]) -> None:
         self._certain = {name: _File(data, is_new=False) for name, data in before.items()}
         self._names: dict[str, _File] = dict(self._certain)
-        self._changes: list[tuple[str, _File | None]] = []  # of names
+        self._changes: list[tuple[str, _File | None, str]] = []  # of names, and of one that goes with it
         self._pending: list[tuple[_File, Event]] = []
 
     def do(self, event: Event) -> None:
@@ -143,8 +223,13 @@ class Disk:
                 self._rename(name, None)
                 if event.is_synchronized:
                     self._settle_names()
+            case "link":
+                # A renaming is one change: the name it was is gone when the name it becomes is there.
+                self._rename(name, self._names[event.other], gone=event.other if event.is_moved else "")
             case "write" | "truncate":
                 self._pending.append((self._names[name], event))
+            case "sync" if not name:
+                self._settle_names()
             case "sync":
                 self._settle(self._names[name], with_directory=name.endswith(_WITH_DIRECTORY))
 
@@ -155,7 +240,7 @@ class Disk:
         sectors of the next write.
         """
         files = {file: bytearray(file.durable) for file in (*self._certain.values(), *self._names.values())}
-        files |= {file: bytearray(file.durable) for _, file in self._changes if file is not None}
+        files |= {file: bytearray(file.durable) for _, file, _ in self._changes if file is not None}
         for file, event in self._arrived(mode, random):
             if file in files:
                 _apply(files[file], event)
@@ -180,13 +265,15 @@ class Disk:
         if mode in {"nothing", "everything"}:
             return self._certain if mode == "nothing" else self._names
         names = dict(self._certain)
-        for name, file in self._changes[: random.randint(0, len(self._changes))]:
+        for name, file, gone in self._changes[: random.randint(0, len(self._changes))]:
             _set(names, name, file)
+            names.pop(gone, None)
         return names
 
-    def _rename(self, name: str, file: _File | None) -> None:
+    def _rename(self, name: str, file: _File | None, gone: str = "") -> None:
         _set(self._names, name, file)
-        self._changes.append((name, file))
+        self._names.pop(gone, None)
+        self._changes.append((name, file, gone))
 
     def _settle_names(self) -> None:
         self._certain = dict(self._names)

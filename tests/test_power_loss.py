@@ -11,12 +11,14 @@ The long form takes every position in more ways, a hundred points and more of ev
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
+import shutil
 import tempfile
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apsw
@@ -24,12 +26,12 @@ import pytest
 from recording import MODES, Disk, recording
 from stepping import Held, Workers, line_up, result, until
 
-from mycelia_storage import Storage, StorageError, open_storage
-from mycelia_storage.engines.sqlite import writer
+from mycelia_storage import AsyncStorage, Storage, StorageError, open_storage
+from mycelia_storage.engines.sqlite import checkpoints, writer
 from mycelia_storage.testing import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from recording import Log, Mode
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     State = tuple[Rows, Rows, Rows]  # entries, namespaces, indexes
     Workload = Callable[["Play"], None]
 
-LEAST_POINTS = 100  # of each of the eighty combinations of a setting and a workload, in the long form
+LEAST_POINTS = 100  # of each of the hundred combinations and more of a setting and a workload, in the long form
 FEW_PAGES = 4  # in a -wal: then it is written back
 
 ROWS = "SELECT namespace, key, value, metadata FROM storage_entries"
@@ -86,24 +88,23 @@ class Play:
     def open(self, **options: Any) -> Storage:
         return open_storage(self._path, clock=self.clock, **self._setting.options, **options)
 
-    def step(self, call: Callable[[], object], *, durable: bool = True) -> Any:
-        """One change. `durable=False` says that the call could not ask for more than the setting gives."""
+    def step(self, call: Callable[[], object], *, durable: bool = True, always: bool = False) -> Any:
+        """One change. `durable=False` says that the call could not ask for more than the setting gives.
+
+        `always`: it asks for it by itself.
+        """
         number = len(self.states)
         self._log.begin(number)
         found = call()
         self.states.append(state_of(self._path))
+        if always:
+            self._log.acknowledge(number)
         self._acknowledge(number, durable=durable)
         return found
 
     def steps_together(self, store: Storage, calls: list[Callable[[], object]], changes: list[dict[str, str]]) -> None:
         """Several changes that share a commit, by threads that are told each for itself."""
-        first = len(self.states)
-        rows, namespaces, made = self.states[-1]
-        for change in changes:
-            kept = {row for row in rows if row[1] not in change}
-            rows = frozenset(kept | {("default", key, value, None) for key, value in change.items()})
-            self.states.append((rows, namespaces, made))
-        self._log.begin(len(self.states) - 1)
+        first = self._expect(changes)
 
         def told(number: int, call: Callable[[], object]) -> None:
             call()
@@ -117,6 +118,33 @@ class Play:
             for future in futures:
                 result(future)
         assert state_of(self._path) == self.states[-1]
+
+    def tasks_together(
+        self, runner: asyncio.Runner, calls: list[Callable[[], Awaitable[object]]], changes: list[dict[str, str]]
+    ) -> None:
+        """The same by tasks of an event loop, which come in this order."""
+        first = self._expect(changes)
+
+        async def told(number: int, call: Callable[[], Awaitable[object]]) -> None:
+            await call()
+            self._acknowledge(number, durable=True)
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*(told(first + n, call) for n, call in enumerate(calls)))
+
+        runner.run(all_of_them())
+        assert state_of(self._path) == self.states[-1]
+
+    def _expect(self, changes: list[dict[str, str]]) -> int:
+        """The number of the first of several steps to come, each of which sets some keys."""
+        first = len(self.states)
+        rows, namespaces, made = self.states[-1]
+        for change in changes:
+            kept = {row for row in rows if row[1] not in change}
+            rows = frozenset(kept | {("default", key, value, None) for key, value in change.items()})
+            self.states.append((rows, namespaces, made))
+        self._log.begin(len(self.states) - 1)
+        return first
 
     def _acknowledge(self, number: int, *, durable: bool) -> None:
         if self._setting.promises or (self._setting.durable and durable):
@@ -226,7 +254,70 @@ def expiry(play: Play) -> None:
         play.step(lambda: store.set("000", 3, **play.durable))
 
 
-def checkpoints(play: Play) -> None:
+def clean_up(play: Play) -> None:
+    """Step by step, as the thread does it, between other writes."""
+    with play.open() as store:
+        for number in range(2):
+            fleeting = {f"{number} {n:03}": "e" * 200 for n in range(60)}
+            play.step(lambda: store.set_many(fleeting, ttl=60, **play.durable))  # noqa: B023 - called at once
+        play.step(lambda: store.set("stays", 1, ttl=3600, **play.durable))
+        play.clock.advance(61)
+        for expected in (64, 56, 0):
+            removed, _ = play.step(lambda: store._home.upkeep.remove_some(None), durable=False)
+            assert removed == expected
+            play.step(lambda: store.increment("between", **play.durable))
+
+
+def tasks(play: Play) -> None:
+    async def change() -> None:
+        async with store.transaction(**play.durable) as tx:
+            await tx.set("left", 1)
+            await tx.set_many({f"{n}": ["t" * 150] for n in range(30)})
+            await tx.delete("3")
+
+    with asyncio.Runner() as runner:
+        store = AsyncStorage(play.open())
+        play.step(lambda: runner.run(store.set("warm", 0, **play.durable)))
+        for number in range(3):
+            changes = [{f"{n}:task": str(number)} for n in range(12)]
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda n=n: store.set(f"{n}:task", number, **play.durable)  # type: ignore[misc]  # noqa: B023
+                for n in range(12)
+            ]
+            play.tasks_together(runner, calls, changes)
+        play.step(lambda: runner.run(change()))
+        play.step(lambda: runner.run(store.delete("0:task", **play.durable)))
+        runner.run(store.close())
+
+
+def several_connections(play: Play) -> None:
+    """Two stores on the file; each keeps the other from writing back, until a thread waits for it and cuts the -wal."""
+    is_wal = play._setting.options.get("wal_mode", True)
+    usual, checkpoints.WAL_LIMIT = checkpoints.WAL_LIMIT, 30_000
+    try:
+        with play.open() as one, play.open() as other:
+            for number in range(3):
+                # Without WAL a read would keep writers waiting.
+                with other.transaction(read_only=True) if is_wal else nullcontext():
+                    for n in range(4):
+                        play.step(lambda: one.set(f"{n}", [number] * 1000, **play.durable))  # noqa: B023
+                play.step(lambda: other.set("other", number, **play.durable))  # noqa: B023
+                play.step(lambda: other.set_many({f"{n}": number for n in range(30)}, **play.durable))  # noqa: B023
+    finally:
+        checkpoints.WAL_LIMIT = usual
+
+
+def restores(play: Play) -> None:
+    """It is durable whatever the setting. Every other writer's state before and after it stays whole, too."""
+    with play.open() as store:
+        play.step(lambda: store.set("before", 1, **play.durable))
+        source = os.path.join(os.path.dirname(play._path), "good")
+        play.step(lambda: store.restore(source), always=True)
+        play.step(lambda: store.set("after", 1, **play.durable))
+        play.step(lambda: store.restore(source), always=True)
+
+
+def write_back(play: Play) -> None:
     for number in range(3):
         with play.open() as store:
             for n in range(6):
@@ -279,6 +370,17 @@ def version_1_before(path: str) -> None:
         store.migrate(to=1)
 
 
+def backup_before(path: str) -> None:
+    """A store, and beside it a backup of another one, called "good"."""
+    some_before(path)
+    with tempfile.TemporaryDirectory() as directory:
+        with open_storage(os.path.join(directory, "other.db"), clock=FakeClock()) as store:
+            store.set_many({f"restored {n}": "r" * 200 for n in range(40)}, namespace="restored")
+            store.create_index("n", namespace="restored")
+            store.backup(os.path.join(directory, "good"))
+        shutil.copyfile(os.path.join(directory, "good"), os.path.join(os.path.dirname(path), "good"))
+
+
 WORKLOADS: tuple[tuple[Workload, Callable[[str], None]], ...] = (
     (sets, nothing_before),
     (batches, some_before),
@@ -286,7 +388,11 @@ WORKLOADS: tuple[tuple[Workload, Callable[[str], None]], ...] = (
     (transactions, some_before),
     (indexes, some_before),
     (expiry, some_before),
-    (checkpoints, nothing_before),
+    (write_back, nothing_before),
+    (clean_up, some_before),
+    (tasks, some_before),
+    (several_connections, some_before),
+    (restores, backup_before),
     (up, version_1_before),
     (down, some_before),
     (other_journal, some_before),
@@ -411,6 +517,59 @@ def test_a_power_cut_leaves_a_whole_file_and_what_was_promised(
     assert points >= (LEAST_POINTS if is_long else 10)
 
 
+def backup_verdict(directory: str, course: Course, left: dict[str, bytes], least: int, last: int) -> str:
+    """ "" where the backup is as promised; its states are those of the course."""
+    for name, content in left.items():
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(content)
+    path = os.path.join(directory, "backup")
+    if "backup" in left:
+        if any(f"backup{end}" in left for end in ("-wal", "-journal")):
+            return "half: something stands beside it"
+        try:
+            with open_storage(path, clock=FakeClock(), read_only=True) as store:
+                store.check()
+        except (StorageError, apsw.Error) as error:
+            return f"damaged: {error!r}"
+    found = state_of(path)
+    if found in course.states[least : last + 1]:
+        return ""
+    return "lost" if found in course.states else "half"
+
+
+@pytest.mark.parametrize("before", ["no backup", "another backup"])
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4]], ids=lambda setting: setting.name)
+def test_a_power_cut_leaves_a_whole_backup_or_none(scratch: str, setting: Setting, before: str, is_long: bool) -> None:
+    """It has its name when it is complete and on the disk; one that was there stays until then."""
+    has_another = before == "another backup"
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        path, target = os.path.join(directory, "store.db"), os.path.join(directory, "backup")
+        (backup_before if has_another else some_before)(path)
+        if has_another:
+            os.rename(os.path.join(directory, "good"), target)
+        states = [state_of(target)]
+        with recording(directory) as log, open_storage(path, clock=FakeClock(), **setting.options) as store:
+            for number in range(3):
+                store.set_many({f"{n}": [number] * 150 for n in range(30)})
+                log.begin(number + 1)
+                store.backup(target, overwrite=has_another or number > 0)
+                log.acknowledge(number + 1)
+                states.append(state_of(target))
+    assert len(set(states)) == 4
+    course = Course(log, states, {})
+    modes: tuple[Mode, ...] = (*MODES, "subset", "torn") if is_long else MODES
+    points, wrong = 0, {}
+    for where, left, least, last in cuts(course, modes, 1 if is_long else 10):
+        points += 1
+        with tempfile.TemporaryDirectory(dir=scratch) as directory:
+            found = backup_verdict(directory, course, left, least, last)
+        if found:
+            wrong[where] = found
+    assert not wrong, f"{kinds_of(wrong)} of {points}; first: {next(iter(wrong.items()))}"
+    print(f"{setting.name}, backups, {before}: {points} points, nothing wrong")
+    assert points >= (LEAST_POINTS if is_long else 10)
+
+
 @pytest.mark.parametrize("setting", OFF, ids=lambda setting: setting.name)
 def test_without_synchronizing_the_same_test_finds_damage_and_loss(
     scratch: str, setting: Setting, is_long: bool
@@ -418,7 +577,7 @@ def test_without_synchronizing_the_same_test_finds_damage_and_loss(
     """The control: a test that passes here would prove nothing."""
     found: Counter[str] = Counter()
     total = 0
-    for workload, prepare in WORKLOADS[: 10 if is_long else 4]:
+    for workload, prepare in WORKLOADS[: 7 if is_long else 4]:
         course = record(scratch, workload, prepare, setting)
         points, wrong = judge(scratch, course, MODES, 1 if is_long else 10)
         total += points
