@@ -279,11 +279,11 @@ def outcome_of(path: Path, chance: random.Random) -> str:
     return f"opened, errors: {' '.join(errors)}" if errors else "opened, no error"
 
 
-def answers_of(path: Path) -> dict[str, Any] | str:
+def answers_of(path: Path, checksums: bool | None) -> dict[str, Any] | str:
     """Every document that a store gives of a file, and errors for the others."""
     found: dict[str, Any] = {}
     try:
-        with open_storage(path, read_only=True) as store:
+        with open_storage(path, read_only=True, checksums=checksums) as store:
             for namespace in ("default", "more", "other"):
                 keys = [key for name, key in EXPECTED if name == namespace]
                 for key in keys:
@@ -312,9 +312,9 @@ def expect(template: Path) -> None:
             EXPECTED.update({(namespace, entry.key): entry.value for entry in store.scan(namespace=namespace)})
 
 
-def rot_outcome(path: Path) -> str:
+def rot_outcome(path: Path, checksums: bool | None) -> str:
     """Whether what is given of a file with checksums is what was written."""
-    found = answers_of(path)
+    found = answers_of(path, checksums)
     if isinstance(found, str):
         return found
     expected: dict[str, Any] = {}
@@ -330,6 +330,7 @@ def main() -> None:
     """Judge the files of some seeds, and print what came of each."""
     templates, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     only_rot = len(sys.argv) > 4
+    checksums = True if sys.argv[4:] == ["rot with checksums"] else None
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     names = sorted(templates.glob("*.db"))
     with tempfile.TemporaryDirectory() as where:
@@ -343,7 +344,7 @@ def main() -> None:
             try:
                 if only_rot:
                     expect(template)
-                outcome = rot_outcome(path) if only_rot else outcome_of(path, chance)
+                outcome = rot_outcome(path, checksums) if only_rot else outcome_of(path, chance)
             except Exception:  # noqa: BLE001  whatever it is, it is what this looks for
                 outcome = f"FAILED {traceback.format_exc()}"
             signal.alarm(0)

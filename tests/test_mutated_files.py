@@ -49,12 +49,15 @@ def judge(templates: Path, first: int, count: int, *more: str) -> tuple[Counter[
     return outcomes, wrong
 
 
-def judge_all(templates: Path, count: int, *, is_long: bool) -> tuple[Counter[str], list[str]]:
+def judge_all(
+    templates: Path, count: int, *, is_long: bool, only_rot: bool = False, checksums: bool = True
+) -> tuple[Counter[str], list[str]]:
+    more = (["rot with checksums" if checksums else "rot"]) if only_rot else []
     size = FILES_A_PROCESS[is_long]
     total: Counter[str] = Counter()
     wrong: list[str] = []
     with ThreadPoolExecutor(2) as pool:
-        for outcomes, problems in pool.map(lambda first: judge(templates, first, size), range(0, count, size)):
+        for outcomes, problems in pool.map(lambda first: judge(templates, first, size, *more), range(0, count, size)):
             total += outcomes
             wrong += problems
     return total, wrong
@@ -74,3 +77,25 @@ def test_no_mutated_file_crashes_hangs_or_raises_what_is_not_ours(
     files = sum(number for outcome, number in outcomes.items() if outcome.split()[0] in ("refused:", "opened,"))
     assert files == count
     assert len(outcomes) > 12, "the files are hostile in many ways, or this test looks at nothing"
+
+
+def test_of_a_file_with_checksums_nothing_wrong_is_given(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Flipped bits and overwritten runs: each document is as it was written, or there is an error in its place."""
+    is_long = request.config.getoption("--hypothesis-profile") == "long"
+    count = LONG // 2 if is_long else SHORT // 2
+    mutating.make_templates(tmp_path, checksums=True)
+    outcomes, wrong = judge_all(tmp_path, count, is_long=is_long, only_rot=True)
+    if is_long:
+        for outcome, number in sorted(outcomes.items()):
+            print(f"{number:6} {outcome}")
+    assert not wrong, "\n\n".join(wrong[:10])
+    assert outcomes["opened, errors"] > count // 4
+
+
+def test_this_test_sees_what_is_wrong(tmp_path: Path) -> None:
+    """The same files without checksums: some of what is given is not what was written."""
+    mutating.make_templates(tmp_path)
+    for name in ("old", "small"):
+        (tmp_path / f"{name}.db").unlink()
+    _, wrong = judge_all(tmp_path, SHORT, is_long=False, only_rot=True, checksums=False)
+    assert any("wrong data" in problem for problem in wrong)
