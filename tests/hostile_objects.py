@@ -188,6 +188,8 @@ MAKERS: list[Callable[[], Any]] = [
     lambda: 10**5000,
     lambda: -(10**5000),
     lambda: {10**5000: 1},
+    lambda: [{"key": [10**5000], "value": 1}],
+    lambda: [{"key": "k", "value": 1, 10**5000: 1}],
     lambda: 0.5,
     lambda: math.nan,
     lambda: math.inf,

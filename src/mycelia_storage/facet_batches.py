@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mycelia_storage.arguments import shown
 from mycelia_storage.batches import batch_error, each_key
 from mycelia_storage.entries import Put
 from mycelia_storage.errors import (
@@ -171,7 +172,7 @@ def _read_entries(
 def _read_entry(name: str, entry: Mapping[Any, Any], given: dict[str, Any]) -> _Item:
     for member in entry:
         if member not in _MEMBERS:
-            raise InvalidValueError(f"set_many: an entry has key, value and options, and no {ascii(member)[:100]}")
+            raise InvalidValueError(f"set_many: an entry has key, value and options, and no {shown(member)}")
     for member in _MEMBERS[:2]:
         if member not in entry:
             raise InvalidValueError(f"set_many: an entry has no {member}")
@@ -211,7 +212,10 @@ def _sort_out(keys: Iterable[str]) -> tuple[list[str], dict[str, StorageError]]:
 def _name_of(key: object) -> str:
     """What stands for a key in an answer: itself, or where it cannot be written down its repr."""
     if not isinstance(key, str):
-        return ascii(key)[:100]
+        try:
+            return ascii(key)[:100]
+        except Exception:  # noqa: BLE001  whatever a key of the caller's raises, it says nothing of the others
+            return type(key).__name__
     return key.encode("utf-8", "backslashreplace").decode()
 
 

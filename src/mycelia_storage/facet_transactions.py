@@ -14,6 +14,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from mycelia_storage.arguments import shown
 from mycelia_storage.errors import (
     InvalidValueError,
     StorageBusyError,
@@ -208,4 +209,4 @@ def _read_isolation(isolation: object) -> Any:
         if found in ISOLATIONS:
             return found
     known = ", ".join(map(repr, ISOLATIONS))
-    raise InvalidValueError(f"isolation: {ascii(isolation)[:100]} is none of {known}")
+    raise InvalidValueError(f"isolation: {shown(isolation)} is none of {known}")
