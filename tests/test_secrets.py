@@ -15,7 +15,7 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import apsw
 import pytest
@@ -170,7 +170,7 @@ def test_of_documents_that_do_not_fit(store: Storage, listen: Listener) -> None:
             listen(lambda: view.modify(key, lambda value: value))  # noqa: B023
         listen(lambda: list(view.values()))  # noqa: B023
         listen(lambda: view.query(field("t") == WORD))  # noqa: B023
-        listen(lambda: view.set("key", WORD))  # noqa: B023
+        listen(lambda: view.set("key", cast("Any", WORD)))  # noqa: B023
     for call in (
         lambda: store.increment("text"),
         lambda: store.increment("object", field="t"),
@@ -221,8 +221,9 @@ def test_of_an_operand(store: Storage, listen: Listener, operator: str) -> None:
 
 def test_of_a_cursor_and_a_slow_query(store: Storage, listen: Listener) -> None:
     store.set_many({f"key{number:04}": {"t": WORD, "n": number} for number in range(2000)})
-    for _ in range(3):
-        page = store.query((field("t") == WORD) & (field("n") >= 0), sort="t", limit=5)
+    for _ in range(2):
+        store.query((field("t") == WORD) & (field("n") >= 0), sort="t", limit=5)
+    page = store.query((field("t") == WORD) & (field("n") >= 0), sort="t", limit=5)
     assert page.cursor is not None
     listen(lambda: store.query(sort="n", limit=5, cursor=page.cursor))
     listen(lambda: store.query(sort="t", limit=5, cursor=f"{page.cursor}{WORD}"))
