@@ -231,8 +231,10 @@ def test_type_hints_of_public_values_resolve() -> None:
         "Entry",
         "LoadProblem",
         "LoadReport",
+        "LostEntry",
         "NamespaceInfo",
         "Put",
+        "SalvageReport",
         "Status",
         "StorageResult",
     ):

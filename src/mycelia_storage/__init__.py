@@ -13,9 +13,11 @@ from mycelia_storage.entries import (
     IndexInfo,
     LoadProblem,
     LoadReport,
+    LostEntry,
     NamespaceInfo,
     Plan,
     Put,
+    SalvageReport,
     Status,
 )
 from mycelia_storage.errors import (
@@ -60,6 +62,7 @@ from mycelia_storage.namespace import Namespace
 from mycelia_storage.options import StorageOptions
 from mycelia_storage.page import Page
 from mycelia_storage.query import StorageQuery, field, match, path
+from mycelia_storage.salvaging import salvage
 from mycelia_storage.scan import Scan
 from mycelia_storage.storage import Storage, open_storage
 from mycelia_storage.transaction import Transaction
@@ -93,6 +96,7 @@ __all__ = [
     "KeyNotFoundError",
     "LoadProblem",
     "LoadReport",
+    "LostEntry",
     "Namespace",
     "NamespaceExistsError",
     "NamespaceInfo",
@@ -103,6 +107,7 @@ __all__ = [
     "Page",
     "Plan",
     "Put",
+    "SalvageReport",
     "Scan",
     "SchemaVersionError",
     "Status",
@@ -133,4 +138,5 @@ __all__ = [
     "open_storage",
     "path",
     "rekey",
+    "salvage",
 ]

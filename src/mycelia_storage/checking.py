@@ -50,7 +50,7 @@ def problem_of_entry(
 ) -> str | None:
     """Which rule an entry breaks that both versions of the schema have, if any."""
     return (
-        _problem_of_names(namespace, key)
+        problem_of_names(namespace, key)
         or _problem_of_text("the value", value)
         or (None if metadata is None else _problem_of_text("the metadata", metadata, is_object=True))
         or _problem_of_time("created_at", created_at)
@@ -68,13 +68,14 @@ def problem_of_newer(version: object, expires_at: object) -> str | None:
 def problem_of_namespace(name: object, metadata: object, created_at: object) -> str | None:
     """Which rule a registered namespace breaks, if any."""
     return (
-        _problem_of_names(name, "any")
+        problem_of_names(name, "any")
         or (None if metadata is None else _problem_of_text("the metadata", metadata, is_object=True))
         or _problem_of_time("created_at", created_at)
     )
 
 
-def _problem_of_names(namespace: object, key: object) -> str | None:
+def problem_of_names(namespace: object, key: object) -> str | None:
+    """Why they are no namespace and key, if so."""
     try:
         check_namespace(namespace)
         check_key(key)

@@ -163,6 +163,42 @@ class CopyProgress(msgspec.Struct, frozen=True):
     total: int
 
 
+@final
+class LostEntry(msgspec.Struct, frozen=True):
+    """An entry that `salvage` could not copy, and why."""
+
+    namespace: str
+    key: str
+    reason: str
+
+
+@final
+class SalvageReport(msgspec.Struct, frozen=True):
+    """What a `salvage` copied, and what it could not.
+
+    `entries`, `namespaces` and `indexes` are in the new file. `lost` counts the entries of which the file still has a
+    key, and that are not there; `lost_entries` names the first thousand of them. `lost_indexes` says which created
+    indexes could not be made again. `damaged_pages` have no more than a part of what they had: where they held entries
+    and the key index alike, entries are lost of which nothing is known. `problems` describes the first fifty of
+    `problem_count` damages.
+    """
+
+    entries: int
+    namespaces: int
+    indexes: int
+    lost: int
+    lost_entries: tuple[LostEntry, ...]
+    lost_indexes: tuple[str, ...]
+    damaged_pages: int
+    problem_count: int
+    problems: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing was found to be damaged, so that everything is there."""
+        return not (self.lost or self.lost_indexes or self.problem_count)
+
+
 def entry_of(namespace: str, row: Row) -> Entry[Any]:
     """The entry that a row holds. Raises StorageCorruptError where a part of it is not what that part has to be."""
     key, version, created_at, updated_at, expires_at, metadata, value = row

@@ -15,13 +15,16 @@ from mycelia_storage import (
     CopyProgress,
     Entry,
     LoadReport,
+    LostEntry,
     Namespace,
     NamespaceInfo,
     Put,
+    SalvageReport,
     Status,
     Storage,
     Transaction,
     open_storage,
+    salvage,
 )
 
 
@@ -92,6 +95,10 @@ def finding(store: Storage) -> None:
     assert_type(store.namespace_info("a"), NamespaceInfo)
     assert_type(store.get_status(), Status)
     assert_type(store.check(), CheckReport)
+    rescued = salvage("damaged.db", "new.db", progress=lambda progress: print(progress.done))
+    assert_type(rescued, SalvageReport)
+    assert_type(rescued.lost_entries, tuple[LostEntry, ...])
+    assert_type(rescued.is_complete, bool)
 
 
 def copies(store: Storage, path: Path) -> None:

@@ -1,8 +1,8 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
 Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
-verbs that ask what documents contain in `querying`, and those on indexes in `indexes`, those on backups in
-`backups`, and the one on keys in `keys`.
+verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on backups in `backups`, those
+on damage and migrations in `repairs` and `doctor`, and the one on keys in `keys`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from mycelia_storage import __version__
-from mycelia_storage.cli import backups, failures, indexes, keys, output, querying
+from mycelia_storage.cli import backups, doctor, failures, indexes, keys, output, querying, repairs
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
@@ -265,20 +265,13 @@ def status(context: typer.Context) -> None:
         output.show_fields(msgspec.to_builtins(store.get_status()))
 
 
-@app.command()
-def check(context: typer.Context) -> None:
-    """Read the whole store and look for damage."""
-    with open_store(context) as store:
-        found = store.check()
-    sentence = (
-        f"nothing wrong with {output.entry_count(found.entries)} in {output.counted(found.namespaces, 'namespace')}"
-    )
-    output.show_facts(msgspec.to_builtins(found), f"{sentence} ({found.seconds:.1f} s)")
-
-
+app.command()(repairs.check)
 app.command()(backups.backup)
 app.command()(backups.restore)
 app.command()(keys.rekey)
+app.command()(repairs.salvage)
+app.command()(repairs.migrate)
+app.command()(doctor.doctor)
 
 
 def _refuse_glued_namespace(arguments: Sequence[str]) -> None:

@@ -6,24 +6,16 @@ Called by `app`, where they are commands.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
 from mycelia_storage.cli.opening import open_store, target_of
+from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.options import read_options
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
-    from mycelia_storage import CopyProgress
 
 
 def backup(
@@ -33,7 +25,7 @@ def backup(
 ) -> None:
     """Write the whole store to PATH, checked, while others use it."""
     started = time.monotonic()
-    with open_store(context) as store, _bar() as progress:
+    with open_store(context) as store, copying_bar() as progress:
         store.backup(path, overwrite=overwrite, progress=progress)
     size, seconds = os.stat(path).st_size, time.monotonic() - started
     facts: dict[str, object] = {"path": path, "bytes": size, "seconds": round(seconds, 3)}
@@ -58,27 +50,9 @@ def restore(
         raise UsageError(f"the store holds {output.entry_count(count)}: add --yes to replace all of it by {path}")
     started = time.monotonic()
     with open_store(context, create=True) as store:
-        with _bar() as progress:
+        with copying_bar() as progress:
             store.restore(path, progress=progress)
         count = store.get_status().entries
     seconds = time.monotonic() - started
     facts: dict[str, object] = {"path": path, "entries": count, "seconds": round(seconds, 3)}
     output.show_facts(facts, f"restored {output.entry_count(count)} from {path} in {seconds:.1f} s")
-
-
-@contextmanager
-def _bar() -> Generator[Callable[[CopyProgress], object] | None, None, None]:
-    """What shows how far it is, None where nobody watches."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("copying", total=None)
-
-        def show(progress: CopyProgress) -> None:
-            is_known = progress.step != "checking"
-            total = progress.total if is_known else None
-            bar.update(task, description=progress.step, completed=progress.done, total=total)
-
-        yield show

@@ -126,6 +126,14 @@ def show_facts(answer: dict[str, object], sentence: str) -> None:
         show_json(answer)
 
 
+def show_problems(answer: dict[str, object], lines: Iterable[str]) -> None:
+    """What was found: JSON for a pipe, a line each on a terminal."""
+    if is_terminal():
+        sys.stdout.write("".join(one_line(line) + "\n" for line in lines))
+    else:
+        show_json(answer)
+
+
 def show_table(rows: Sequence[dict[str, object]], columns: dict[str, str]) -> None:
     """Rows: a JSON object a line for a pipe, a table with these `columns` (field: heading) on a terminal."""
     if not is_terminal():

@@ -1,22 +1,33 @@
-"""The progress of an import on standard error: a bar with rate and time left on a terminal, nothing in a pipe.
+"""The progress of imports and copies on standard error: a bar on a terminal, nothing in a pipe.
 
-Called by `importing`.
+Called by `importing`, `backups` and `repairs`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mycelia_storage.cli.output import PROGRAM, entry_count, one_line, report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
+    from mycelia_storage import CopyProgress
     from mycelia_storage.cli.source import Source
 
 
@@ -70,3 +81,21 @@ class ImportProgress:
         else:
             text = one_line(f"{PROGRAM}: {message}")
             self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def copying_bar() -> Generator[Callable[[CopyProgress], object] | None, None, None]:
+    """What shows how far it is, None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("copying", total=None)
+
+        def show(progress: CopyProgress) -> None:
+            is_known = progress.step != "checking"
+            total = progress.total if is_known else None
+            bar.update(task, description=progress.step, completed=progress.done, total=total)
+
+        yield show

@@ -223,6 +223,13 @@ def _sizes_and_time(path: str) -> tuple[int, ...]:
         return ()
 
 
+def version_of(path: str, secret: Secret | None) -> int:
+    """The version of a file by what it holds, 0 for an empty one. Changes nothing. Raises as `recognise`, `verify`."""
+    recognise(path, _LONGEST_MOVE, secret)
+    with looking(path, secret) as connection:
+        return verify(connection, path)
+
+
 def verify(connection: apsw.Connection, path: str) -> int:
     """The version of a file by what it holds, 0 for an empty one.
 
