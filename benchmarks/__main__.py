@@ -1,8 +1,8 @@
 """The command: `python -m benchmarks`, from the project's root.
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
-measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async or --upkeep
-choose.
+measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async, --upkeep or
+--guards choose.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 from benchmarks import harness, plot, report, targets
 from benchmarks.async_tasks import measure_tasks
 from benchmarks.concurrency import measure_concurrency
+from benchmarks.guards import measure_guards
 from benchmarks.importing import measure_import
 from benchmarks.opening import measure_opening
 from benchmarks.paging import measure_paging
@@ -63,6 +64,7 @@ def _measure(
     wants_operations = bool(chosen.only or chosen.ops)
     parts = (
         chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks, chosen.upkeep,
+        chosen.guards,
     )  # fmt: skip
     is_everything = not wants_operations and all(part is None for part in parts)
     entries = QUICK_ENTRIES if chosen.quick else ENTRIES
@@ -102,6 +104,9 @@ def _measure(
         measured.upkeep = measure_upkeep(chosen.upkeep or entries, rounds, directory, _tell)
         _print(report.upkeep_lines(measured.upkeep))
         verdicts += targets.judge_upkeep(measured.upkeep)
+    if chosen.guards is not None or is_everything:
+        measured.guards = measure_guards(chosen.guards or documents, rounds, directory, _tell)
+        _print(report.guard_lines(measured.guards))
     return measured, verdicts
 
 
@@ -152,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--async", dest="tasks", nargs="?", type=_positive, const=0, metavar="N", help=tasks)
     tended = f"how long the removal of N expired entries keeps a set, and the speed of backups ({ENTRIES})"
     add("--upkeep", nargs="?", type=_positive, const=0, metavar="N", help=tended)
+    guards = f"what checksums and encryption cost, with N documents ({DOCUMENTS})"
+    add("--guards", nargs="?", type=_positive, const=0, metavar="N", help=guards)
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")
     add("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     add("--svg", type=Path, metavar="FILE", help="write the ratios as a plot")

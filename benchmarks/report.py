@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from benchmarks.concurrency import ALONE, BESIDE, PROCESSES, READERS, THREADS_EACH
+from benchmarks.guards import UNGUARDED
 from benchmarks.harness import MEASURE
 from benchmarks.opening import FILES
 from benchmarks.paging import PAGE_SIZE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from benchmarks.concurrency import Concurrency
+    from benchmarks.guards import Guards
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.opening import Opening
@@ -53,6 +55,7 @@ class Measured:
     concurrency: Concurrency | None = None
     tasks: Results | None = None
     upkeep: Upkeep | None = None
+    guards: Guards | None = None
 
 
 def environment() -> dict[str, Any]:
@@ -110,13 +113,22 @@ def query_lines(queries: Queries) -> list[str]:
     return lines[:-1]
 
 
-def _result_lines(results: Results) -> list[str]:
+def guard_lines(guards: Guards) -> list[str]:
+    """Microseconds and speeds of the operations, and of reading what was just opened."""
+    title = f"checksums and encryption, {guards.documents:,} documents"
+    first, second = (_result_lines(found, UNGUARDED) for found in (guards.results, guards.after_opening))
+    return [title, *first, "", *second]
+
+
+def _result_lines(results: Results, measure: str = MEASURE) -> list[str]:
     measured = results.seconds
     subjects = list(dict.fromkeys(name for by_subject in measured.values() for name in by_subject))
     names = [["query", *measured]]
     times = [[name, *(figure(results.microseconds(one, name)) for one in measured)] for name in subjects]
-    ratios = [[name, *(figure(results.ratio(one, name)) for one in measured)] for name in subjects if name != MEASURE]
-    return side_by_side([("", names), ("microseconds", times), (f"speed, {MEASURE} = 1", ratios)], sys.maxsize)
+    ratios = [
+        [name, *(figure(results.ratio(one, name, measure)) for one in measured)] for name in subjects if name != measure
+    ]
+    return side_by_side([("", names), ("microseconds", times), (f"speed, {measure} = 1", ratios)], sys.maxsize)
 
 
 def paging_lines(paging: Paging) -> list[str]:
@@ -307,6 +319,10 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
     if measured.upkeep is not None:
         removals = [vars(removal) for removal in measured.upkeep.removals]
         answer["upkeep"] = {"removals": removals, "backups": vars(measured.upkeep.backups)}
+    if measured.guards is not None:
+        guards = measured.guards
+        found_both = {**guards.results.seconds, **guards.after_opening.seconds}
+        answer["guards"] = {"documents": guards.documents, "seconds": found_both}
     answer["targets"] = [vars(verdict) for verdict in verdicts]
     return answer
 

@@ -223,6 +223,11 @@ class Library(Subject):
     def count(self) -> int:
         return self._store.count()
 
+    def scan(self) -> None:
+        """Read all documents, once."""
+        for _ in self._store.scan():
+            pass
+
 
 class Sqlite(Library):
     """This library's SQLite engine, as it opens by default."""

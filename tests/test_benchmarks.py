@@ -169,6 +169,16 @@ def test_opening_is_measured(tmp_path: Path) -> None:
     assert "operations" not in measured
 
 
+def test_checksums_and_encryption_are_measured_where_the_driver_can(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--guards", "500", "--rounds", "1", "--json", str(figures))
+    guards = json.loads(figures.read_text(encoding="utf-8"))["guards"]
+    assert guards["documents"] == 500
+    assert all(list(by_subject) == ["sqlite", "checksums"] for by_subject in guards["seconds"].values())
+    assert {"set", "get", "open", "scan, just opened"} <= set(guards["seconds"])
+    assert "encrypted: left out" in done.stderr
+
+
 def test_importing_is_measured(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     bench("--import", "400", "--json", str(figures))
