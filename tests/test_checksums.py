@@ -86,6 +86,45 @@ def test_every_flipped_bit_of_the_header_is_seen_when_the_file_is_opened(
             open_storage(path, read_only=bool(bit % 4))
 
 
+def statistics_bit(path: Path) -> int:
+    """A bit in a page of SQLite's statistics, which it reads with the schema without a word where that fails."""
+    with contextlib.closing(apsw.Connection(str(path), vfs="unix", flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_stat1'").get
+    return int(page) * 4096 * 8 - 30 * 8
+
+
+def test_damaged_statistics_are_seen_when_the_file_is_opened(
+    guarded: tuple[Path, bytes, dict[tuple[str, str], Any]],
+) -> None:
+    path, data, _ = guarded
+    write_flipped(path, data, statistics_bit(path))
+    for read_only in (False, True):
+        with pytest.raises(StorageCorruptError):
+            open_storage(path, read_only=read_only)
+
+
+FLIP = """
+import sys
+with open(sys.argv[1], "r+b") as file:
+    file.seek(int(sys.argv[2]) // 8)
+    byte = file.read(1)[0]
+    file.seek(-1, 1)
+    file.write(bytes([byte ^ 1 << int(sys.argv[2]) % 8]))
+"""
+
+
+def test_statistics_that_are_damaged_later_end_no_transaction_silently(
+    guarded: tuple[Path, bytes, dict[tuple[str, str], Any]],
+) -> None:
+    path, _, _ = guarded
+    with open_storage(path) as store:
+        run(FLIP, path, statistics_bit(path))
+        with pytest.raises(StorageCorruptError):
+            list(store.scan())
+        with pytest.raises(StorageCorruptError), store.transaction(read_only=True) as tx:
+            tx.get("key:0001")
+
+
 def test_without_checksums_most_flipped_bits_are_not_seen(tmp_path: Path) -> None:
     """So the tests above can fail."""
     path = tmp_path / "store.db"

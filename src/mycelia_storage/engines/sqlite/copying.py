@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
-import msgspec
 
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.sqlite import indexes, schema
@@ -359,8 +358,7 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
             source = looking.enter_context(schema.looking(path, options.encryption_key))
             source.execute("BEGIN")
             source.execute(PIN).fetchall()
-            # As it is: what a new file gets besides, it would claim to have in its own pages.
-            target = open_writer(copy, msgspec.structs.replace(options, checksums=None))
+            target = open_writer(copy, options)
         stack.callback(target.close)
         with failing_as(path):
             is_alike = kind_at(source.filename) == "encrypted" and vars(Shape(source)) == vars(Shape(target))
