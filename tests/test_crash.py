@@ -1,7 +1,8 @@
 """Hazard: processes are killed at any moment, and something acknowledged is lost, half applied, or the file is damaged.
 
 Several processes write to one file: threads that share commits, an asyncio program, one that opens and closes the store
-all the time, one that keeps house. Each worker of each does steps that are told by their number alone, one after the
+all the time, one that keeps house. In each of them threads remove what has expired and cut the -wal, all the time, and
+are killed in the middle of that, too. Each worker of each does steps that are told by their number alone, one after the
 other, and says over a pipe which it has done, once the call has returned. They are killed; then each worker's entries
 have to be those after the last step it has told of, or after the one behind it. The file goes on to the next round.
 
@@ -39,8 +40,11 @@ LONGEST_LIFE = 0.1  # seconds after each has told of its first step
 # What all programs have in common: it forks them, so that a round does not begin with four interpreters starting.
 COMMON = """
 import asyncio, json, os, random, signal, threading, traceback
-from mycelia_storage import open_async_storage, open_storage
-from mycelia_storage.engines.sqlite import writer
+from mycelia_storage import open_async_storage, open_storage, upkeep
+from mycelia_storage.engines.sqlite import checkpoints, writer
+
+upkeep.CLEAN_UP_EVERY = 0.005
+checkpoints.WAL_LIMIT = 60_000
 
 def told(worker, number):
     os.write(1, f"{worker} {number}\\n".encode())
@@ -77,7 +81,8 @@ def step(store, worker, number):
     space = f"{round} {worker}"
     kind = number % 6
     if kind == 0:
-        store.set("single", number, namespace=space)
+        store.set("single", number, namespace=space, ttl=3600)
+        store.set_many({f"{n}": "e" * 300 for n in range(20)}, namespace=f"expired {worker}", ttl=0.001)
     elif kind == 1:
         store.set_many({"left": number, "right": number}, namespace=space)
     elif kind == 2:
@@ -119,7 +124,8 @@ async def astep(store, worker, number):
     space = f"{round} {worker}"
     kind = number % 6
     if kind == 0:
-        await store.set("single", number, namespace=space)
+        await store.set("single", number, namespace=space, ttl=3600)
+        await store.set_many({f"{n}": "e" * 300 for n in range(20)}, namespace=f"expired {worker}", ttl=0.001)
     elif kind == 1:
         await store.set_many({"left": number, "right": number}, namespace=space)
     elif kind == 2:
