@@ -61,9 +61,12 @@ def change(path: Path, *statements: str) -> None:
 
 def write_cell(path: Path, column: str, literal: str, key: str = "k1") -> None:
     """Put a value into a cell that the type of its column forbids."""
-    change(path, "UPDATE sqlite_schema SET sql = replace(sql, ') STRICT', ')') WHERE name = 'storage_entries'")
+    look = apsw.Connection(str(path))
+    sql = str(look.execute("SELECT sql FROM sqlite_schema WHERE name = 'storage_entries'").get)
+    look.close()
+    change(path, in_table(") STRICT", ")"), in_table("NOT NULL", ""))
     change(path, f"UPDATE storage_entries SET {column} = {literal} WHERE key = '{key}'")
-    change(path, "UPDATE sqlite_schema SET sql = sql || ' STRICT' WHERE name = 'storage_entries'")
+    change(path, f"UPDATE sqlite_schema SET sql = '{sql}' WHERE name = 'storage_entries'")
 
 
 def state_of(path: Path) -> dict[str, bytes]:
@@ -285,6 +288,11 @@ ROWS: dict[str, tuple[str, str]] = {
     "an expiry that is a text": ("expires_at", "'never'"),
     "an expiry that is a blob": ("expires_at", "x'ff'"),
     "the greatest expiry": ("expires_at", "9223372036854775807"),
+    "no value": ("value", "NULL"),
+    "no key": ("key", "NULL"),
+    "no namespace": ("namespace", "NULL"),
+    "no version": ("version", "NULL"),
+    "no time": ("created_at", "NULL"),
 }
 
 
@@ -308,6 +316,25 @@ def test_a_hostile_row_is_an_answer_or_a_typed_error_and_found_by_check(path: Pa
         run(store, WRITES)
         assert store.get("new") == {"n": 5}
         assert store.get("k9") == {"n": 9, "t": "x" * 50}
+
+
+@pytest.mark.parametrize("column", ["key", "namespace"])
+def test_a_row_that_cannot_be_read_and_has_no_name_is_told_of_by_its_number(path: Path, column: str) -> None:
+    """A text that is no UTF-8 while an error is told of, and nothing to name the row by."""
+    write_cell(path, "metadata", "CAST(x'7b22ff223a317d' AS TEXT)")
+    write_cell(path, column, "NULL")
+    with open_storage(path) as store, pytest.raises(StorageCorruptError, match="row"):
+        store.check()
+
+
+def test_a_text_that_is_no_utf_8_beside_one_that_is_no_json(path: Path) -> None:
+    """Why a statement failed is looked up in the file, and that may fail too."""
+    change(path, "DROP INDEX storage_index_1", "DELETE FROM storage_indexes")
+    write_cell(path, "value", "'hello'")
+    write_cell(path, "key", "CAST(x'ff80' AS TEXT)")
+    with open_storage(path) as store:
+        found = run(store, READS)
+        assert isinstance(found["query by equality of lists"], StorageError)
 
 
 REGISTRATIONS = {

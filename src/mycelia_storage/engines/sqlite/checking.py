@@ -367,7 +367,7 @@ class _Check:
         try:
             ((namespace, key),) = self._fetch(NAME_OF_ROW, (number,))
             tell(f"{named(_text(namespace), _text(key))}: {reason}")
-        except (_UnreadableError, ValueError):
+        except (_UnreadableError, ValueError, TypeError):
             tell(f"the row {number}: {reason}")
         return []
 
@@ -473,4 +473,6 @@ class _Check:
 
 
 def _text(column: Any) -> str:
-    return bytes(column).decode(errors="backslashreplace")
+    if not isinstance(column, bytes):
+        raise TypeError("there is no name left")
+    return column.decode(errors="backslashreplace")
