@@ -50,8 +50,14 @@ _MOST_LINES: Final = 1000
 INTEGRITY: Final = f"PRAGMA integrity_check({_MOST_LINES})"
 NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
 IS_REGISTERED: Final = "SELECT 1 FROM storage_namespaces WHERE name = ?"
+# SELECT DISTINCT goes from one to the next by the index too, and in one that is out of order for ever.
 UNREGISTERED: Final = """
-SELECT DISTINCT namespace FROM storage_entries WHERE namespace NOT IN (SELECT name FROM storage_namespaces)"""
+WITH RECURSIVE holding(name) AS (
+  SELECT min(namespace) FROM storage_entries
+  UNION
+  SELECT (SELECT min(namespace) FROM storage_entries WHERE namespace > holding.name) FROM holding
+  WHERE holding.name IS NOT NULL)
+SELECT name FROM holding WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM storage_namespaces)"""
 FLOOR: Final = "SELECT id, version FROM storage_version_floor"
 DEFINITIONS: Final = "SELECT name, namespace, is_unique, created_at FROM storage_indexes"
 
@@ -66,6 +72,7 @@ EXPIRY_OF_ROW: Final = "SELECT namespace, key, expires_at FROM storage_entries N
 # All cells of an index's pages, whatever is in them.
 CELLS: Final = "SELECT ncell FROM dbstat WHERE name = ? AND aggregate = TRUE"
 
+_OUT_OF_ORDER: Final = "the rows behind {} are out of order, and are not read any further"
 _ROWS_AT_ONCE: Final = 500
 _BUCKETS: Final = 4096
 _MOST_BUCKETS: Final = 16
@@ -351,11 +358,17 @@ class _Check:
                     number = self._next_readable(last, tell)
                     if number is None:
                         return
+                    if number <= last:
+                        tell(_OUT_OF_ORDER.format(last))
+                        return
                     yield from self._one_row(columns, number, tell)
                     last = number
                 continue
             yield from rows
             if len(rows) < _ROWS_AT_ONCE:
+                return
+            if rows[-1][0] <= last:  # they would be read again and again
+                tell(_OUT_OF_ORDER.format(last))
                 return
             last = rows[-1][0]
 

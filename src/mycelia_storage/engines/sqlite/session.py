@@ -144,11 +144,12 @@ SELECT name, metadata, created_at FROM storage_namespaces WHERE name = ?1
 UNION ALL
 SELECT ?1, NULL, NULL WHERE NOT EXISTS (SELECT 1 FROM storage_namespaces WHERE name = ?1)
   AND EXISTS (SELECT 1 FROM storage_entries WHERE namespace = ?1)"""
-# From one namespace to the next by the index, not by a visit to every entry.
+# From one namespace to the next by the index, not by a visit to every entry. UNION ends where a name comes again, as it
+# does in an index that is damaged and out of order.
 NAMESPACES: Final = """
 WITH RECURSIVE holding(name) AS (
   SELECT min(namespace) FROM storage_entries
-  UNION ALL
+  UNION
   SELECT (SELECT min(namespace) FROM storage_entries WHERE namespace > holding.name) FROM holding
   WHERE holding.name IS NOT NULL)
 SELECT name, metadata, created_at FROM storage_namespaces
