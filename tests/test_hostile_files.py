@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -491,30 +489,3 @@ def test_an_index_out_of_order_is_not_walked_for_ever(tmp_path: Path, walk: str)
         with pytest.raises(StorageCorruptError, match="out of order"):
             list(walked)
         assert isinstance(run(store, {"check": READS["check"]})["check"], StorageCorruptError)
-
-
-ASKS = """
-import sys
-from mycelia_storage import StorageError, open_storage
-with open_storage(sys.argv[1]) as store:
-    for ask in (store.list_namespaces, store.get_status, store.check):
-        try:
-            ask()
-        except StorageError:
-            pass
-print("done")
-"""
-
-
-def test_namespaces_out_of_order_are_not_gone_through_for_ever(tmp_path: Path) -> None:
-    """From one namespace to the next by an index that leads back; each table's rows too."""
-    path = tmp_path / "store.db"
-    with open_storage(path) as store:
-        for number in range(40):
-            store.set_many({f"k{key:02}": {"n": key} for key in range(50)}, namespace=f"space{number:02}")
-    pages = [bytearray(path.read_bytes()[start : start + 4096]) for start in range(0, path.stat().st_size, 4096)]
-    leaves = [page for page in pages if page[0] == 0x0A and page.count(b"space") > 50]
-    leaves[2][:] = leaves[2].replace(b"space", b"apace")
-    path.write_bytes(b"".join(pages))
-    program = [sys.executable, "-Wignore", "-c", ASKS, str(path)]
-    assert subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout == "done\n"
