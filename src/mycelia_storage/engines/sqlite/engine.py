@@ -335,13 +335,13 @@ class SQLiteEngine:
                 if version != schema.NEWEST:
                     message = f"{self.path}: the file has schema version {version} now: migrate() it, or open it again"
                     return SchemaVersionError(message)
-                for namespace, key in look.execute(MALFORMED):
-                    message = f"{self.path}: {key!r} in namespace {namespace!r} holds a text that is no JSON"
-                    return StorageCorruptError(message)
                 try:
                     schema.verify(look, self.path)
                 except StorageError as found:  # somebody changed the tables
                     return found
+                for namespace, key in look.execute(MALFORMED):
+                    message = f"{self.path}: {key!r} in namespace {namespace!r} holds a text that is no JSON"
+                    return StorageCorruptError(message)
         return to_storage_error(error, self.path, committing=committing)
 
     # ---- upkeep

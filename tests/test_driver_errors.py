@@ -1,0 +1,374 @@
+"""What the driver can raise, at any statement: none of it reaches a caller as it is, and the store can be used on."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import logging
+import os
+import pickle
+import shutil
+from collections import Counter
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import apsw
+import pytest
+from faults import no_hang
+from faulty import TYPES, WORKLOADS, Run, begin, state_of
+
+from mycelia_storage import (
+    AsyncStorage,
+    CapacityError,
+    NotAStorageFileError,
+    OutcomeUnknownError,
+    SchemaVersionError,
+    Storage,
+    StorageBusyError,
+    StorageClosedError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StorageIOError,
+    StorageReadOnlyError,
+    StorageTimeoutError,
+    TransactionError,
+    open_storage,
+)
+from mycelia_storage.engines.sqlite.failures import to_storage_error
+from mycelia_storage.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# By its primary code. What is missing has no better class than StorageError: mistakes of the library itself.
+BY_CODE: dict[str, type[StorageError]] = {
+    "SQLITE_ABORT": TransactionError,
+    "SQLITE_AUTH": StorageIOError,
+    "SQLITE_BUSY": StorageBusyError,
+    "SQLITE_CANTOPEN": StorageIOError,
+    "SQLITE_CONSTRAINT": StorageCorruptError,
+    "SQLITE_CORRUPT": StorageCorruptError,
+    "SQLITE_FORMAT": NotAStorageFileError,
+    "SQLITE_FULL": StorageFullError,
+    "SQLITE_INTERRUPT": StorageTimeoutError,
+    "SQLITE_IOERR": StorageIOError,
+    "SQLITE_LOCKED": StorageBusyError,
+    "SQLITE_MISMATCH": StorageCorruptError,
+    "SQLITE_NOLFS": StorageFullError,
+    "SQLITE_NOMEM": StorageIOError,
+    "SQLITE_NOTADB": NotAStorageFileError,
+    "SQLITE_PERM": StorageIOError,
+    "SQLITE_PROTOCOL": StorageBusyError,
+    "SQLITE_READONLY": StorageReadOnlyError,
+    "SQLITE_SCHEMA": StorageBusyError,
+    "SQLITE_TOOBIG": CapacityError,
+}
+NO_BETTER = {
+    "SQLITE_EMPTY",
+    "SQLITE_ERROR",
+    "SQLITE_INTERNAL",
+    "SQLITE_MISUSE",
+    "SQLITE_NOTFOUND",
+    "SQLITE_RANGE",
+}
+BY_EXTENDED_CODE: dict[str, type[StorageError]] = {
+    "SQLITE_IOERR_BLOCKED": StorageBusyError,
+    "SQLITE_IOERR_CORRUPTFS": StorageCorruptError,
+    "SQLITE_IOERR_DATA": StorageCorruptError,
+    "SQLITE_IOERR_SHMSIZE": StorageFullError,
+    "SQLITE_READONLY_DBMOVED": StorageIOError,
+}
+OF_THE_DRIVER: dict[str, type[StorageError]] = {
+    "BindingsError": StorageError,
+    "ConnectionClosedError": StorageClosedError,
+    "ConnectionNotClosedError": StorageError,
+    "CursorClosedError": StorageClosedError,
+    "Error": StorageError,
+    "ExecTraceAbort": StorageError,
+    "ExecutionCompleteError": StorageError,
+    "ExtensionLoadingError": StorageError,
+    "ForkingViolationError": StorageClosedError,
+    "IncompleteExecutionError": StorageError,
+    "InvalidContextError": StorageError,
+    "NoFTS5Error": StorageError,
+    "ThreadingViolationError": TransactionError,
+    "VFSFileClosedError": StorageClosedError,
+    "VFSNotImplementedError": StorageIOError,
+}
+# The driver raises none of these, and has no class for them.
+NO_ERRORS = ("SQLITE_OK", "SQLITE_ROW", "SQLITE_DONE", "SQLITE_NOTICE", "SQLITE_WARNING")
+
+CODES: dict[str, int] = {
+    name: code
+    for table in (apsw.mapping_result_codes, apsw.mapping_extended_result_codes)
+    for name, code in table.items()
+    if isinstance(name, str) and isinstance(code, int) and not name.startswith(NO_ERRORS)
+}
+
+
+def of_code(name: str) -> apsw.Error:
+    error = apsw.exception_for(CODES[name])
+    assert isinstance(error, apsw.Error)
+    return error
+
+
+def primary(name: str) -> str:
+    return next(one for one in CODES if CODES[one] == CODES[name] & 0xFF)
+
+
+def test_the_tables_here_have_every_code_and_class_of_the_driver() -> None:
+    assert {primary(name) for name in CODES} == set(BY_CODE) | NO_BETTER
+    classes = {name for name, kind in vars(apsw).items() if inspect.isclass(kind) and issubclass(kind, apsw.Error)}
+    of_codes = {type(of_code(name)).__name__ for name in CODES}
+    assert classes == of_codes | set(OF_THE_DRIVER)
+    assert len(CODES) > 80
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_every_code_becomes_the_class_of_its_decision(name: str) -> None:
+    expected = BY_EXTENDED_CODE.get(name) or BY_CODE.get(primary(name), StorageError)
+    found = to_storage_error(of_code(name), "the/path")
+    assert type(found) is expected
+    if expected is not StorageTimeoutError:
+        assert str(found).startswith("the/path: ")
+    is_sync = name in {"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"}
+    committing = to_storage_error(of_code(name), "the/path", committing=True)
+    assert type(committing) is (OutcomeUnknownError if is_sync else expected)
+
+
+@pytest.mark.parametrize("name", OF_THE_DRIVER)
+def test_every_error_of_the_drivers_own_has_a_class(name: str) -> None:
+    assert type(to_storage_error(getattr(apsw, name)("text"), "the/path")) is OF_THE_DRIVER[name]
+
+
+def test_the_message_of_the_driver_decides_nothing() -> None:
+    error = of_code("SQLITE_FULL")
+    error.args = ("disk I/O error: database is locked",)
+    assert type(to_storage_error(error, "the/path")) is StorageFullError
+
+
+@pytest.mark.parametrize("name", [*BY_CODE, "SQLITE_IOERR_FSYNC"])
+def test_errors_survive_pickling_and_copying(name: str) -> None:
+    found = to_storage_error(of_code(name), "the/path", committing=True)
+    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found)):
+        assert (type(again), str(again)) == (type(found), str(found))
+
+
+# ---- at every statement
+
+
+class Trap:
+    """Lets the n-th statement of all connections raise, once, in place of being run. Without a number it counts."""
+
+    def __init__(self, at: int = 0, error: Callable[[], Exception] | None = None) -> None:
+        self.at = at
+        self.error = error
+        self.seen: list[str] = []
+
+    def __call__(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
+        self.seen.append(statement)
+        if self.error is not None and len(self.seen) == self.at:
+            raise self.error()
+        return True
+
+
+@contextmanager
+def trapped(trap: Trap) -> Iterator[None]:
+    """Connections that are opened in the block have the trap."""
+
+    def hook(connection: apsw.Connection) -> None:
+        connection.exec_trace = trap
+
+    apsw.connection_hooks.append(hook)
+    try:
+        yield
+    finally:
+        apsw.connection_hooks.remove(hook)
+        trap.error = None
+
+
+class Case(NamedTuple):
+    name: str
+    error: Callable[[], Exception]
+
+
+def damaged_text() -> Exception:
+    return UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+CASES = (
+    *(
+        Case(name, lambda name=name: of_code(name))  # type: ignore[misc]
+        for name in (
+            "SQLITE_IOERR_READ",
+            "SQLITE_IOERR_FSYNC",
+            "SQLITE_IOERR_SHMMAP",
+            "SQLITE_FULL",
+            "SQLITE_CORRUPT",
+            "SQLITE_NOMEM",
+            "SQLITE_BUSY",
+            "SQLITE_PROTOCOL",
+            "SQLITE_ERROR",
+            "SQLITE_CONSTRAINT_CHECK",
+        )
+    ),
+    Case("a damaged text", damaged_text),
+    Case("two threads", lambda: apsw.ThreadingViolationError("text")),
+    Case("wrong bindings", lambda: apsw.BindingsError("text")),
+)
+# `StorageError` itself is what a mistake in the library gives, as wrong bindings are.
+ANY = (*TYPES, StorageError)
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    directory = tmp_path / "original"
+    directory.mkdir()
+    with open_storage(directory / "store.db", clock=FakeClock()) as store:
+        begin(store)
+    logging.getLogger("mycelia_storage").setLevel(logging.CRITICAL)
+    return directory
+
+
+def once(original: Path, workload: Callable[[Run], None], trap: Trap) -> Counter[str]:
+    directory = original.parent / "run"
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(original, directory)
+    clock = FakeClock()
+    with open_storage("memory:", clock=clock) as mirror:
+        begin(mirror)
+        run = Run(os.path.join(directory, "store.db"), {"wal_mode": True}, clock, mirror, ANY)
+        try:
+            with trapped(trap), no_hang(30):
+                workload(run)
+            run.verdict()
+        except BaseException as error:
+            error.add_note(f"{workload.__name__}, statement {trap.at}: {trap.seen[trap.at - 1 : trap.at]}")
+            raise
+    return run.errors
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_an_error_at_any_statement_is_typed_and_leaves_the_store_usable(
+    original: Path, case: Case, request: pytest.FixtureRequest
+) -> None:
+    is_long = request.config.getoption("--hypothesis-profile") == "long"
+    runs, errors = 0, Counter[str]()
+    for number, workload in enumerate(WORKLOADS):
+        counting = Trap()
+        once(original, workload, counting)
+        first = 1 if is_long else 1 + (CASES.index(case) + 5 * number) % 47
+        for at in range(first, len(counting.seen) + 1, 1 if is_long else 47):
+            errors += once(original, workload, Trap(at, case.error))
+            runs += 1
+    print(f"{case.name}: {runs} runs; {dict(errors)}")
+    assert errors
+
+
+# ---- what is not a statement
+
+
+def test_a_text_that_is_no_utf_8_is_damage_for_every_way_to_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "store.db")
+    with open_storage(path) as store:
+        store.set("good", 1)
+        store.set("bad", "text")
+        raw = apsw.Connection(path)
+        raw.execute("UPDATE storage_entries SET value = CAST(x'22ff22' AS TEXT) WHERE key = 'bad'")
+        raw.close()
+        reads: list[Callable[[], object]] = [
+            lambda: store.get("bad"),
+            lambda: store.get_entry("bad"),
+            lambda: store.get_many(["good", "bad"]),
+            lambda: list(store.scan()),
+            lambda: store.query(),
+            lambda: store.query(sort="-$key"),
+            lambda: list(store.pages()),
+            lambda: store.modify("bad", lambda value: value),
+            lambda: store.merge("bad", {}),
+            lambda: store.take("bad"),
+            lambda: store.run_transaction(lambda tx: tx.get("bad")),
+            lambda: store.namespace("default")["bad"],
+            lambda: asyncio.run(awaited(store)),
+        ]
+        for read in reads:
+            with pytest.raises(StorageCorruptError):
+                read()
+            assert store.get("good") == 1
+        store.set("bad", "mended")
+        assert store.get("bad") == "mended"
+
+
+async def awaited(store: Storage) -> Any:
+    front = AsyncStorage(store)
+    try:
+        return await front.get("bad")
+    finally:
+        await front._stop()
+
+
+def test_tables_that_somebody_changed_meanwhile_are_told_as_that(tmp_path: Path) -> None:
+    path = str(tmp_path / "store.db")
+    with open_storage(path) as store:
+        store.set("k", 1)
+        raw = apsw.Connection(path)
+        raw.execute("ALTER TABLE storage_entries RENAME COLUMN metadata TO renamed")
+        for call in (lambda: store.set("k", 2), lambda: store.get_entry("k"), lambda: store.set_many({"a": 1})):
+            with pytest.raises(StorageCorruptError):
+                call()
+        raw.execute("ALTER TABLE storage_entries RENAME COLUMN renamed TO metadata")
+        raw.close()
+        store.set("k", 3)
+        assert store.get("k") == 3
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_memory_that_python_has_not_leaves_the_store_usable(tmp_path: Path, wal: bool) -> None:
+    is_short = False
+
+    def clock() -> float:
+        if is_short:
+            raise MemoryError
+        return 1_700_000_000.0
+
+    with open_storage(tmp_path / "store.db", clock=clock, wal_mode=wal) as store:
+        store.set("k", 1)
+        is_short = True
+        for call in (lambda: store.set("k", 2), lambda: store.set_many({"k": 2}), lambda: store.delete("k")):
+            with pytest.raises(MemoryError):
+                call()
+        is_short = False
+        assert store.get("k") == 1
+        store.set("k", 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("a file/store.db", StorageIOError),
+        ("x" * 300, StorageIOError),
+        ("directory", StorageError),
+        ("nul\0", StorageError),
+        ("surrogate\udc80\ud800", StorageError),
+    ],
+)
+def test_what_the_system_refuses_to_open_is_told(tmp_path: Path, target: str, expected: type[StorageError]) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(expected) as raised:
+        open_storage(f"{tmp_path}/{target}")
+    assert raised.value.code != "storage_error"
+
+
+def test_a_schema_error_is_not_taken_for_damage(tmp_path: Path) -> None:
+    """Another process brought the file to the version before."""
+    path = str(tmp_path / "store.db")
+    with open_storage(path) as store, open_storage(path) as other:
+        store.set("k", 1)
+        other.migrate(to=1)
+        for call in (lambda: store.set("k", 2), lambda: store.get_entry("k"), lambda: state_of(store)):
+            with pytest.raises(SchemaVersionError), suppress(TransactionError):
+                call()
