@@ -324,7 +324,7 @@ class SQLiteEngine:
 
     def failure(self, error: Exception, *, committing: bool = False) -> StorageError:
         """The library's error for one of the driver's; `committing` as in `to_storage_error`."""
-        if isinstance(error, apsw.SQLError) and not self._why_closed:
+        if isinstance(error, apsw.SQLError | apsw.ConstraintError | apsw.MismatchError) and not self._why_closed:
             # The statements are right, so the tables are not: another process took the file to another version.
             with (
                 contextlib.suppress(*DRIVER_ERRORS, ConfigError),
