@@ -24,6 +24,7 @@ from mycelia_storage.errors import (
     ConfigError,
     InvalidValueError,
     StorageClosedError,
+    StorageIOError,
     StorageReadOnlyError,
     StorageTimeoutError,
     TransactionError,
@@ -239,7 +240,8 @@ class Transaction(Verbs):
                     self._caller = self._home.enter(self._owner)
                 if self._max_duration is not None:
                     self._deadline = time.monotonic() + self._max_duration
-                    self._home.watchdog.watch(self._max_duration, self._expire)
+                    if not self._home.watchdog.watch(self._max_duration, self._expire):
+                        raise StorageIOError("max_duration: no thread could be started to end the transaction in time")
             except BaseException:
                 self._session.rollback()
                 self._finish()

@@ -50,8 +50,7 @@ class Upkeep:
     def expect_expiry(self) -> None:
         """Something is there that expires: from now on what has expired is removed now and then."""
         if not self._is_expected:
-            self._is_expected = True
-            self._calls.watch(CLEAN_UP_EVERY, self.clean_up)
+            self._is_expected = self._calls.watch(CLEAN_UP_EVERY, self.clean_up)
 
     def forget(self) -> None:
         """For the child of a fork, which has no such thread."""

@@ -42,20 +42,33 @@ class Watchdog:
         self._many = _MANY
         forking.register(self)
 
-    def watch(self, seconds: float, expire: Callable[[], bool]) -> None:
-        """Call the bound method `expire` in so many seconds, until it gives True; unless its object is gone by then."""
+    def watch(self, seconds: float, expire: Callable[[], bool]) -> bool:
+        """Call the bound method `expire` in so many seconds, until it gives True; unless its object is gone by then.
+
+        False: no thread could be started, and nothing will be called.
+        """
         entry = (time.monotonic() + seconds, next(self._numbers), weakref.WeakMethod(expire))
         with self._changed:
+            if self._thread is None and not self._is_closed and not self._start():
+                return False
             heapq.heappush(self._due, entry)
             if len(self._due) > self._many:
                 # Transactions that have ended are forgotten when they are many.
                 self._due = [entry for entry in self._due if entry[2]() is not None]
                 heapq.heapify(self._due)
                 self._many = max(_MANY, 2 * len(self._due))
-            if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
             self._changed.notify()
+        return True
+
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            LOG.warning("%s: no thread could be started: %s", self._name, error)
+            return False
+        self._thread = thread
+        return True
 
     def close(self) -> None:
         """End the thread, and wait for that."""

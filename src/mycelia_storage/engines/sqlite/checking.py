@@ -104,6 +104,8 @@ class Side:
     def add(self, number: int, entry: tuple[Any, ...]) -> None:
         self.count += 1
         bucket = number % _BUCKETS
+        if -1 in entry:  # whose hash is that of -2
+            entry = (*entry, *[column == -1 for column in entry])
         self.sums[bucket] = (self.sums[bucket] + hash((number, entry))) % _HASHES
 
 

@@ -101,13 +101,13 @@ class Checkpoints:
             self._is_active, self._has_warned = True, False
             self._found, self._later = None, _SOON
             self._began = time.monotonic()
-            self._calls.watch(0.0, self.step)
+            self._is_active = self._calls.watch(0.0, self.step)
 
     def step(self) -> bool:
         """Do what can be done now, and have the rest done later."""
         try:
             is_done = self._write_back()
-        except (*DRIVER_ERRORS, StorageError) as error:
+        except (*DRIVER_ERRORS, StorageError, OSError) as error:
             is_done = self._is_closed
             if is_failed_sync(error):
                 self._engine.writer.distrust(DISK_IN_DOUBT)
@@ -132,7 +132,10 @@ class Checkpoints:
                 writer.leave_wal_alone(is_left=not is_small)
             if is_small or not is_mine:
                 return is_small and is_mine
-        with forking.opening(path), contextlib.closing(open_writer(path, self._options)) as connection:
+        with forking.opening(path), contextlib.ExitStack() as stack:
+            if self._is_closed:
+                return False
+            connection = stack.enter_context(contextlib.closing(open_writer(path, self._options)))
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.execute(LOOK).fetchall()  # before it has read, a connection knows of no -wal
             found: tuple[int, int] | None = None

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -21,7 +21,7 @@ from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, kind_at, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, of_system, roll_back, to_storage_error
-from mycelia_storage.engines.sqlite.places import BESIDE, look_at
+from mycelia_storage.engines.sqlite.places import BESIDE, look_at, rename_to_free
 from mycelia_storage.entries import CopyProgress
 from mycelia_storage.errors import (
     ConfigError,
@@ -49,7 +49,12 @@ COMMIT: Final = "COMMIT"
 INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
 # All but whether each index has what the rows say, which takes several times as long.
 STRUCTURE: Final = f"PRAGMA quick_check({_SHOWN_PROBLEMS})"
-REBUILD_INDEXES: Final = "REINDEX"
+# What a file has twice, in its rows and in an index: where they differ, nobody can say which of them is right. (Created
+# indexes have only what is in the documents.)
+_TWICE: Final = {
+    "sqlite_autoindex_storage_entries_1": "SELECT id, namespace, key FROM storage_entries {}",
+    "storage_entries_expiry": "SELECT id, namespace, expires_at FROM storage_entries {} WHERE expires_at IS NOT NULL",
+}
 PIN: Final = "SELECT count(*) FROM sqlite_schema"
 GREATEST_VERSION: Final = """
 SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
@@ -172,11 +177,9 @@ def put_in_place(partial: str, target: str, *, overwrite: bool) -> None:
             os.replace(partial, target)
         else:
             try:
-                os.link(partial, target)  # unlike a renaming, it never replaces anything
+                rename_to_free(partial, target)
             except FileExistsError:
                 raise ConfigError(f"path: {target} is there already: overwrite=True replaces it") from None
-            except OSError:  # a file system without hard links
-                os.rename(partial, target)
         _sync(os.path.dirname(target))
 
 
@@ -216,16 +219,41 @@ def new_file(target: str, options: Options, *, overwrite: bool, store: str | Non
 
 def complete(connection: apsw.Connection, target: str, teller: Teller) -> None:
     """Look through a file that was just filled, and have it on the disk. Raises StorageCorruptError."""
+    what = f"{target}: what was copied is damaged, and so is the store"
     with failing_as(target):
         # One that is complete without files beside it, and can be read where nothing can be written.
         connection.pragma("journal_mode", "delete")
-        schema.verify(connection, target)
+        if schema.verify(connection, target) == 0:
+            raise StorageCorruptError(f"{what}: it is empty")
     # At the same time: both go through the whole file, one on the processor and the other on the disk.
-    with ThreadPoolExecutor(1, "mycelia-sync") as pool:
-        synced = pool.submit(_sync, connection.filename)
-        check_structure(connection, f"{target}: what was copied is damaged, and so is the store", teller)
-        with failing_as(target):
-            synced.result()
+    with failing_as(target), _meanwhile(lambda: _sync(connection.filename)):
+        check_structure(connection, what, teller)
+
+
+@contextlib.contextmanager
+def _meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do some work in a thread during the block; after it where none can be started, at the end of a process say."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  it is raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="mycelia-sync", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        yield
+        work()
+        return
+    try:
+        yield
+    finally:
+        thread.join()
+    if raised:
+        raise raised[0]
 
 
 def copy_pages(
@@ -265,13 +293,33 @@ def _problems(connection: apsw.Connection, statement: str, what: str, teller: Te
     try:
         with teller.telling(connection, "checking", pages):
             return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
+    except apsw.SQLError as error:  # the statement is right: a created index has met a text that is no JSON
+        raise StorageCorruptError(f"{what}: a stored value or its metadata is not JSON") from error
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what) from error
 
 
 def check_structure(connection: apsw.Connection, what: str, teller: Teller) -> None:
-    """Raise StorageCorruptError where a file is damaged, but for what indexes have of the rows."""
+    """Raise StorageCorruptError where a file is damaged, but for what created indexes have of the documents."""
     _raise_problems(_problems(connection, STRUCTURE, what, teller), what)
+    with failing_as(what):
+        if schema.verify(connection, what) != schema.NEWEST:
+            return  # the indexes of version 1 are searched by its migration, and not kept
+    _raise_problems([line for name in _TWICE for line in _compare(connection, name, what, teller)], what)
+
+
+def _compare(connection: apsw.Connection, index: str, what: str, teller: Teller) -> list[str]:
+    """Whether the rows and an index say the same. SQLite's own way searches the index for each row."""
+    try:
+        with teller.telling(connection, "checking", connection.pragma("page_count")):
+            one, other = (
+                # The sum of hashes does not mind the order.
+                sum(map(hash, connection.execute(_TWICE[index].format(source))))
+                for source in ("NOT INDEXED", f"INDEXED BY {index}")
+            )
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+    return [] if one == other else [f"the entries and the index {index} do not say the same"]
 
 
 def _raise_problems(problems: list[str], what: str) -> None:
@@ -399,16 +447,17 @@ def _make_sound(connection: apsw.Connection, path: str, options: Options, teller
 
 
 def _check_or_rebuild(connection: apsw.Connection, path: str, teller: Teller) -> None:
-    """SQLite's own check. Where only indexes do not fit the rows, they are built anew: nothing else is in them."""
+    """SQLite's own check. Where only created indexes do not fit, they are built anew: they are made of the rows."""
     what = f"{path}: the file is damaged"
     problems = _problems(connection, INTEGRITY, what, teller)
     if not problems:
         return
-    if _problems(connection, STRUCTURE, what, teller):
-        _raise_problems(problems, what)
+    with failing_as(what):
+        made = [f"{indexes.PREFIX}{number}" for number in indexes.all_indexes(connection)]
     try:
         with teller.telling(connection, "checking", connection.pragma("page_count")):
-            connection.execute(REBUILD_INDEXES)
+            for name in made:
+                connection.execute(f"REINDEX {name}")
     except (apsw.ConstraintError, apsw.SQLError):  # two rows of the same key, or a value that is no JSON
         _raise_problems(problems, what)
     except DRIVER_ERRORS as error:

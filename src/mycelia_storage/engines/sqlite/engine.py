@@ -485,12 +485,13 @@ class SQLiteEngine:
         """End what is open, write the -wal back, and close every connection."""
         if self._why_closed:
             return
+        # Before forks are put off: that thread opens a connection of its own, and waits for a fork that is under way.
+        self.checkpoints.close()
         with forking.opening(self.path):
             self._close()
 
     def _close(self) -> None:
         self._why_closed = _CLOSED
-        self.checkpoints.close()
         self.writer.is_closed = True
         for lending in forking.all_of(self._sessions):
             lending.rollback()

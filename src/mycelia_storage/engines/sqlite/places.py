@@ -11,8 +11,10 @@ the locks that this process has on it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
+import sys
 from typing import Final, NamedTuple
 
 import apsw
@@ -21,6 +23,10 @@ from mycelia_storage.errors import ConfigError, StorageIOError
 
 # What SQLite keeps beside a file, in this order.
 BESIDE: Final = ("-journal", "-wal", "-shm")
+
+
+_RENAME_NOREPLACE: Final = 1
+_AT_FDCWD: Final = -100
 
 
 class Identity(NamedTuple):
@@ -73,3 +79,27 @@ def require_same(connection: apsw.Connection, path: str, before: Identity | None
     connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(is_moved))
     if is_moved.value or before is None or look_at(path) != before:
         raise StorageIOError(f"{path}: the file was replaced while it was being opened")
+
+
+def rename_to_free(path: str, name: str) -> None:
+    """Give a file another name, which nobody must have: FileExistsError.
+
+    In one step where the system can (Linux). Elsewhere it has both names for a moment, or, on a file system without
+    hard links, whoever takes the name at the same moment loses it.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is not None:
+        old, new = os.fsencode(path), os.fsencode(name)
+        if renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), path, None, name)
+    try:
+        os.link(path, name)
+    except FileExistsError:
+        raise
+    except OSError:
+        os.rename(path, name)
+    else:
+        os.unlink(path)
