@@ -212,6 +212,13 @@ def test_a_store_in_memory_has_versions_and_settings(capfdbinary: pytest.Capture
     assert answer["settings"]["backend"] == "memory"
 
 
+def test_a_key_is_never_shown(path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYCELIA_STORAGE_KEY", "hunter2")
+    _, answer, errors = run("doctor")
+    assert answer["settings"]["encryption_key"] == "given"
+    assert "hunter2" not in str(answer) + errors
+
+
 # ---- permissions
 
 

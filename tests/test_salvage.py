@@ -211,6 +211,34 @@ def test_what_has_not_been_written_back_from_the_wal_counts(tmp_path: Path) -> N
             assert everything(new) == entries
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_only_what_was_committed_to_this_wal_counts(tmp_path: Path, flipped: bool) -> None:
+    """Behind its end stand pages as they were long ago, and a transaction that was damaged on its way is none."""
+    path = tmp_path / "store.db"
+    with open_storage(path) as store:
+        store.set_many({f"k{number:03}": "old " * 200 for number in range(300)})
+        store.set_many({f"k{number:03}": "older " * 100 for number in range(300)})
+        connection = apsw.Connection(str(path))
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        size, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        assert size == done > 20
+        connection.close()
+        entries = everything(store)
+        store.set("k299", "newest")
+        if not flipped:
+            entries = everything(store)
+        else:
+            shutil.copyfile(path, tmp_path / "flipped.db")
+            shutil.copyfile(f"{path}-wal", tmp_path / "flipped.db-wal")
+            path = tmp_path / "flipped.db"
+            with open(f"{path}-wal", "r+b") as file:
+                file.seek(32 + 24 + 3000)
+                file.write(b"\xff\xff")
+        salvage(path, tmp_path / "new.db")
+        with open_storage(tmp_path / "new.db") as new:
+            assert everything(new) == entries
+
+
 def test_a_transaction_that_was_never_committed_is_undone_by_its_journal(tmp_path: Path) -> None:
     path, killed = tmp_path / "store.db", tmp_path / "killed"
     with open_storage(path, wal_mode=False, synchronous="OFF") as store:
