@@ -177,7 +177,8 @@ class SalvageReport(msgspec.Struct, frozen=True):
     """What a `salvage` copied, and what it could not.
 
     `entries`, `namespaces` and `indexes` are in the new file. `lost` counts the entries of which the file still has a
-    key, and that are not there; `lost_entries` names the first thousand of them. `lost_indexes` says which created
+    key, and that are not there; `lost_entries` names the first thousand of them. (What is left of a damaged page can
+    look like a key that never was one, and is named too.) `lost_indexes` says which created
     indexes could not be made again. `damaged_pages` have no more than a part of what they had: where they held entries
     and the key index alike, entries are lost of which nothing is known. `problems` describes the first fifty of
     `problem_count` damages.
