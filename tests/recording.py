@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import apsw
 
+from mycelia_storage.engines.sqlite import copying
+from mycelia_storage.engines.sqlite.places import rename_to_free
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator, Sequence
@@ -31,6 +34,9 @@ Mode = Literal["nothing", "everything", "prefix", "subset", "torn"]
 _RECORDED: Final = apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_WAL
 # A new file of one of these has its directory synchronized with it.
 _WITH_DIRECTORY: Final = ("-journal", "-wal")
+
+
+_TO_FREE: Final = "rename_to_free"
 
 
 class Event(NamedTuple):
@@ -170,6 +176,13 @@ class _Calls:
 
     rename = replace
 
+    def rename_to_free(self, source: str, target: str) -> None:
+        """A call of the system that Python has not."""
+        rename_to_free(source, target)
+        old, new = self.name_of(source), self.name_of(target)
+        if old is not None and new is not None:
+            self._log.note_link(old, new, is_moved=True)
+
     def unlink(self, path: Any) -> None:
         self._real["unlink"](path)
         name = self.name_of(path)
@@ -188,8 +201,10 @@ def recording(directory: str) -> Iterator[Log]:
     try:
         for name in names:
             setattr(os, name, getattr(calls, name))
+        setattr(copying, _TO_FREE, calls.rename_to_free)
         yield log
     finally:
+        setattr(copying, _TO_FREE, rename_to_free)
         for name, function in usual.items():
             setattr(os, name, function)
         apsw.set_default_vfs("unix")

@@ -224,13 +224,15 @@ ANY = (*TYPES, StorageError)
 
 
 @pytest.fixture
-def original(tmp_path: Path) -> Path:
+def original(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "original"
     directory.mkdir()
     with open_storage(directory / "store.db", clock=FakeClock()) as store:
         begin(store)
-    logging.getLogger("mycelia_storage").setLevel(logging.CRITICAL)
-    return directory
+    logger = logging.getLogger("mycelia_storage")
+    logger.setLevel(logging.CRITICAL)
+    yield directory
+    logger.setLevel(logging.NOTSET)
 
 
 def once(original: Path, workload: Callable[[Run], None], trap: Trap) -> Counter[str]:

@@ -83,9 +83,12 @@ def scratch() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def written_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def written_back_early(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(writer, "WAL_PAGES", FEW_PAGES)
-    logging.getLogger("mycelia_storage").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("mycelia_storage")
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(logging.NOTSET)
 
 
 def prepare(path: str, options: dict[str, Any], clock: FakeClock) -> None:
