@@ -21,10 +21,10 @@ class Findings:
     """What a check has looked at, and what it found wrong: so many, and the first of them in words."""
 
     def __init__(self) -> None:
-        self.entries = 0
-        self.namespaces = 0
-        self.indexes = 0
-        self.count = 0
+        self.entries: int = 0
+        self.namespaces: int = 0
+        self.indexes: int = 0
+        self.count: int = 0
         self.shown: list[str] = []
 
     def add(self, problem: str) -> None:

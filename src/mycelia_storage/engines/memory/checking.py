@@ -35,11 +35,13 @@ class Frozen:
     """A state as it is at one moment: the shared tables, and copies of what writers go on to change."""
 
     def __init__(self, state: State) -> None:
-        self.state = state.share()
-        self.claims = {name: claims.copied() for name, claims in state.claims.items()}
+        self.state: State = state.share()
+        self.claims: dict[str, tuple[dict[Claim, str], dict[tuple[str, str], Claim]]] = {
+            name: claims.copied() for name, claims in state.claims.items()
+        }
         # What an open transaction has taken from the order is still there for all others. It takes some, or puts them
         # back, just now: asked before and after, the order has what moves.
-        self.expiring = {*state.expiring, *state.taken, *state.expiring}
+        self.expiring: set[tuple[int, str, str]] = {*state.expiring, *state.taken, *state.expiring}
 
 
 def check(frozen: Frozen, findings: Findings, now: int, capacity: int | None) -> None:

@@ -170,8 +170,8 @@ class Changes:
         self.rows: dict[str, dict[str, Row | None]] = {}
         self.registered: dict[str, NamespaceRow | None] = {}
         self.indexes: dict[str, IndexRow | None] = {}
-        self.floor = 0
-        self.growth = 0
+        self.floor: int = 0
+        self.growth: int = 0
         # Who has what in a unique index among these rows; made when it is asked for.
         self.claims: dict[str, Claims] = {}
         # What stood where something was written since `mark`, in that order. None while there is no mark.

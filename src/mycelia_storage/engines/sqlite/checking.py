@@ -98,7 +98,7 @@ class Side:
     """One side of a comparison: how many entries, and a sum of their hashes for each part of the ids."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.sums: list[int] = [0] * _BUCKETS
 
     def add(self, number: int, entry: tuple[Any, ...]) -> None:
@@ -113,15 +113,15 @@ class Index:
     """An index as SQLite has it, and how its entries are asked for on both sides."""
 
     def __init__(self, name: str, shown: str, columns: list[str], where: str = "", row: IndexRow | None = None) -> None:
-        self.name = name
-        self.shown = shown
-        self.columns = columns
-        self.row = row
-        self.is_partial_by_expiry = columns[0] == "expires_at"
-        self.entries = f"SELECT id, {', '.join(columns)} FROM storage_entries INDEXED BY {name} {where}"
-        self.table = Side()
-        self.index = Side()
-        self.is_readable = True
+        self.name: str = name
+        self.shown: str = shown
+        self.columns: list[str] = columns
+        self.row: IndexRow | None = row
+        self.is_partial_by_expiry: bool = columns[0] == "expires_at"
+        self.entries: str = f"SELECT id, {', '.join(columns)} FROM storage_entries INDEXED BY {name} {where}"
+        self.table: Side = Side()
+        self.index: Side = Side()
+        self.is_readable: bool = True
 
     @property
     def expressions(self) -> list[str]:

@@ -82,7 +82,9 @@ class PageFile:
             # So many pages the file has after what stands beside it; 0 where nothing does.
             self._last_size = 0
             self._are_checked = False
-            self.size, self.reserved, self.count = 0, 0, 0
+            self.size: int = 0
+            self.reserved: int = 0
+            self.count: int = 0
             self._read_beside(path)
             self.count = self._last_size or -(-self._bytes // self.size)
             self._are_checked = self.reserved == _CHECKSUM and self._have_checksums()
