@@ -37,7 +37,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # whatever `line()` would read ahead, `communicate()` would never see
             start_new_session=True,
         )
 
@@ -61,21 +61,20 @@ class Child:
     def line(self) -> str:
         """The next line that it prints; empty when it has ended."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self.process.stdout.readline().decode().strip()
 
-    def tell(self) -> None:
+    def tell(self, line: str = "") -> None:
         """Let it go on from where it reads a line, `begin()` for one."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(line.encode() + b"\n")
 
     def output(self) -> str:
         """What it prints until its end, which is to be a quiet one."""
         try:
-            output, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
+            output, errors = map(bytes.decode, self.process.communicate(timeout=PATIENCE_SECONDS))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            output, errors = self.process.communicate()
+            output, errors = map(bytes.decode, self.process.communicate())
             raise AssertionError(f"hangs; printed: {output}{errors}") from None
         assert (self.process.returncode, errors) == (0, ""), f"{self.process.returncode}\n{output}\n{errors}"
         return output.strip()

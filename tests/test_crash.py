@@ -224,9 +224,7 @@ class Nursery:
     def play(self, path: Path, number: int, chance: random.Random, *, wal_mode: bool) -> Counter[str]:
         """Let them write, and kill each in its own time; gives how many steps each worker has told of."""
         order = chance.sample(PROGRAMS, len(PROGRAMS))
-        assert self.child.process.stdin is not None
-        self.child.process.stdin.write(json.dumps([str(path), wal_mode, number, order]) + "\n")
-        self.child.process.stdin.flush()
+        self.child.tell(json.dumps([str(path), wal_mode, number, order]))
         told: Counter[str] = Counter()
         crew: dict[str, int] = {}
         waits = chance.random() < 0.75  # else some die while they open the store

@@ -177,7 +177,7 @@ def test_a_program_that_fails_says_why_and_nothing_else(path: Path) -> None:
         PRELUDE + "tx = store.transaction()\ntx.__enter__().set('n', 2)\nraise SystemExit('why')", path
     ) as child:
         output, errors = child.process.communicate(timeout=40)
-    assert (child.process.returncode, output, errors) == (1, "", "why\n")
+    assert (child.process.returncode, output, errors) == (1, b"", b"why\n")
     with open_storage(path) as store:
         assert store.get("n") == 1
 

@@ -177,7 +177,7 @@ def test_what_a_process_was_told_is_stored_is_seen_by_others_and_survives_its_de
                 child.process.send_signal(signal.SIGKILL)
                 assert child.process.stdout is not None
                 # The last line may be cut off.
-                told += child.process.stdout.read().split("\n")[:-1]
+                told += child.process.stdout.read().decode().split("\n")[:-1]
                 child.process.wait()
                 assert [key for key in told if not other.has(key)] == []
                 assert len(told) <= other.get("total", 0) <= len(told) + 8
