@@ -1,4 +1,4 @@
-"""What an engine has to be able to do: some twenty primitives on plain rows, and transactions around them.
+"""What an engine has to be able to do: some thirty primitives on plain rows, and transactions around them.
 
 The verbs call these and nothing else. Everything that has a meaning of its own (which keys and values are valid, what
 has expired, how `if_version` and `merge` work) is decided above; an engine keeps rows and finds them again.
@@ -52,6 +52,25 @@ class Row(NamedTuple):
 # One entry to write: key, value, metadata, expires_at. Metadata None keeps what a live entry has; expires_at None means
 # that it stays. A plain tuple, because a batch has many.
 PutRow: TypeAlias = tuple[str, str, str | None, int | None]
+
+
+# What a row is without its text: key, version, bytes of the value. A plain tuple, because a range has many.
+Outline: TypeAlias = tuple[str, int, int]
+# The same of a row of any namespace, whose name comes first.
+Newer: TypeAlias = tuple[str, str, int, int]
+
+
+class Tally(NamedTuple):
+    """What a store holds in sum: two that hold the same have the same `entries` and `versions`.
+
+    `entries` counts live rows; `versions` is the sum of their versions, each modulo 2**32. `greatest` is the greatest
+    version of any row, also of one that has expired, 0 where there is none; `floor` is the floor.
+    """
+
+    entries: int
+    versions: int
+    greatest: int
+    floor: int
 
 
 class NamespaceRow(NamedTuple):
@@ -173,6 +192,22 @@ class Primitives(Protocol):
         """One namespace, None where it is neither registered nor holds entries."""
         ...
 
+    # for a copy into another engine
+    def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
+        """The first live rows of a range in key order, without their texts. No range has `pieces` here."""
+        ...
+
+    def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
+        """Live rows of any namespace with a greater version, at most `limit` of them, ordered by namespace and key.
+
+        Where there are more, it does not matter which come. It is meant to take one pass over everything.
+        """
+        ...
+
+    def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
+        """The sums over some namespaces, or the whole store; `greatest` and `floor` are the whole store's."""
+        ...
+
     # by filters
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         """The live rows that match, in order."""
@@ -229,6 +264,23 @@ class Primitives(Protocol):
 
     def unregister(self, namespace: str) -> None:
         """Forget a namespace's registration; its rows stay."""
+        ...
+
+    # writing, for a copy from another engine
+    def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
+        """Write whole rows of distinct keys as they are, all or none, in place of any with the same keys.
+
+        The rule of a put does not count: versions, times and metadata are the rows' own, and the namespace is not
+        registered. Unique indexes do, as in a put: what has expired by `now` gives way, then UniqueIndexError.
+        """
+        ...
+
+    def place_namespace(self, row: NamespaceRow) -> None:
+        """Register a namespace as it is, in place of an earlier registration. Its `created_at` is not None."""
+        ...
+
+    def raise_floor(self, version: int) -> None:
+        """Let the floor be no less than a version."""
         ...
 
 

@@ -14,7 +14,19 @@ import weakref
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from mycelia_storage.engines import forking
-from mycelia_storage.engines.engine import EngineStatus, IndexRow, Isolation, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.engine import (
+    EngineStatus,
+    IndexRow,
+    Isolation,
+    NamespaceRow,
+    Newer,
+    Outline,
+    PlanRow,
+    PutRow,
+    Query,
+    Row,
+    Tally,
+)
 from mycelia_storage.engines.limits import is_hurried
 from mycelia_storage.engines.line import Line
 from mycelia_storage.engines.memory import checking, files
@@ -122,6 +134,18 @@ class MemoryAuto(View):
         with self._engine.lock:
             return super().page(namespace, span, now, limit=limit)
 
+    def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
+        with self._engine.lock:
+            return super().outline(namespace, span, now, limit=limit)
+
+    def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
+        with self._engine.lock:
+            return super().newer(version, now, limit=limit)
+
+    def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
+        with self._engine.lock:
+            return super().tally(namespaces, now)
+
     def count(self, namespace: str | None, now: int) -> int:
         with self._engine.lock:
             return super().count(namespace, now)
@@ -176,6 +200,15 @@ class MemoryAuto(View):
 
     def unregister(self, namespace: str) -> None:
         self._write(lambda session: session.unregister(namespace))
+
+    def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
+        self._write(lambda session: session.place(namespace, rows, self._engine.time(now)))
+
+    def place_namespace(self, row: NamespaceRow) -> None:
+        self._write(lambda session: session.place_namespace(row))
+
+    def raise_floor(self, version: int) -> None:
+        self._write(lambda session: session.raise_floor(version))
 
     def _write(self, step: Callable[[Session], R]) -> R:
         session = self._engine.begin(wait=None)

@@ -10,7 +10,7 @@ from heapq import heappop
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Newer, Outline, PlanRow, PutRow, Query, Row, Tally
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
@@ -112,6 +112,29 @@ class View:
                 break
             found += self.rows(namespace, [key])
         return found
+
+    def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
+        return [(row.key, row.version, _size(row)) for row in self.page(namespace, span, now, limit=limit)]
+
+    def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
+        found = (
+            (name, row.key, row.version, _size(row))
+            for name in sorted(self._holding())
+            for row in self._all_rows(name)
+            if row.version > version and is_live(row, now)
+        )
+        return list(islice(found, limit))
+
+    def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
+        entries = versions = greatest = 0
+        for name in self._holding():
+            is_counted = namespaces is None or name in namespaces
+            for row in self._all_rows(name):
+                greatest = max(greatest, row.version)
+                if is_counted and is_live(row, now):
+                    entries += 1
+                    versions += row.version % 2**32
+        return Tally(entries, versions, greatest, max(self._state.floor, self._changes.floor))
 
     def count(self, namespace: str | None, now: int) -> int:
         names = self._holding() if namespace is None else (namespace,)
@@ -271,7 +294,7 @@ class View:
         self._check_open()
         if not rows:
             return []
-        self._make_room(namespace, rows, now)
+        self._make_room(namespace, [row[0] for row in rows], now)
         self.register(namespace, None, now)
         before = self._changes.mark()
         try:
@@ -308,15 +331,15 @@ class View:
             metadata = old.metadata if new_metadata is None else new_metadata
         return Row(key, version, created_at, updated_at, expires_at, metadata, value)
 
-    def _make_room(self, namespace: str, rows: Sequence[PutRow], now: int) -> None:
+    def _make_room(self, namespace: str, keys: Sequence[str], now: int) -> None:
         if self._capacity is None:
             return
         for attempt in ("as it is", "without what has expired"):
-            new = sum(1 for row in rows if self._row(namespace, row[0]) is None)
+            new = sum(1 for key in keys if self._row(namespace, key) is None)
             if self._state.size() + self._changes.growth + new <= self._capacity:
                 return
             if attempt == "as it is":
-                self.purge(now, self._state.size() + len(rows))
+                self.purge(now, self._state.size() + len(keys))
         raise CapacityError(
             f"the store holds its capacity of {self._capacity:,} entries: delete some, or set it higher"
         )
@@ -367,3 +390,36 @@ class View:
     def unregister(self, namespace: str) -> None:
         self._check_open()
         self._changes.registered[namespace] = None
+
+    def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
+        self._check_open()
+        self._make_room(namespace, [row.key for row in rows], now)
+        before = self._changes.mark()
+        try:
+            for row in rows:
+                refusal = self._refusal(namespace, row)
+                if refusal is not None:
+                    self._purge_all(now)
+                    refusal = self._refusal(namespace, row)
+                if refusal is not None:
+                    raise refusal
+                self._changes.growth += self._row(namespace, row.key) is None
+                self._changes.write(namespace, row.key, row)
+        except UniqueIndexError:
+            self._changes.go_back(before)
+            self._state.put_back()
+            raise
+        finally:
+            self._changes.forget_mark()
+
+    def place_namespace(self, row: NamespaceRow) -> None:
+        self._check_open()
+        self._changes.registered[row.name] = row
+
+    def raise_floor(self, version: int) -> None:
+        self._check_open()
+        self._changes.floor = max(self._changes.floor, version)
+
+
+def _size(row: Row) -> int:
+    return len(row.value) if row.value.isascii() else len(row.value.encode())

@@ -19,6 +19,14 @@ from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
 from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
+from mycelia_storage.engines.sqlite.whole_rows import (
+    EXPIRED,
+    FLOOR,
+    NO_UPPER_END,
+    WholeRows,
+    purge_all,
+    raise_floor_for,
+)
 from mycelia_storage.entries import damaged
 from mycelia_storage.errors import StorageCorruptError
 
@@ -49,8 +57,7 @@ SELECT {_COLUMNS}
 FROM json_each(?1) AS asked CROSS JOIN storage_entries AS e ON e.namespace = ?2 AND e.key = asked.value"""
 
 # The listing reads the index on (namespace, key) alone. Looking at expires_at would fetch every row; the few expired
-# keys, where there are any, are taken from their own index instead. An upper end that is a blob is greater than every
-# text.
+# keys, where there are any, are taken from their own index instead.
 _KEYS: Final = """
 SELECT key FROM storage_entries
 WHERE namespace = ?1 AND key >= ?2 AND key < ?3
@@ -70,7 +77,6 @@ PAGE: Final = f"""
 SELECT {_COLUMNS} FROM storage_entries AS e
 WHERE e.namespace = ?1 AND e.key >= ?2 AND e.key < ?3 AND (e.expires_at IS NULL OR e.expires_at > ?4)
 ORDER BY e.key LIMIT ?5"""
-NO_UPPER_END: Final = b""
 
 COUNT: Final = """
 SELECT (SELECT count(*) FROM storage_entries WHERE namespace = ?1)
@@ -123,19 +129,15 @@ GREATEST: Final = "SELECT max(version) FROM storage_entries WHERE namespace = ?"
 GREATEST_OF_ALL: Final = "SELECT max(version) FROM storage_entries"
 CLEAR: Final = "DELETE FROM storage_entries WHERE namespace = ?"
 CLEAR_ALL: Final = "DELETE FROM storage_entries"
-_EXPIRED: Final = "storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"
 # As many rows as hold so many bytes: each page of a big value is visited. octet_length() does not read the value.
 PURGE: Final = f"""
 DELETE FROM storage_entries WHERE id IN (
   SELECT id FROM (
     SELECT id, sum(bytes) OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-    FROM (SELECT id, octet_length(value) AS bytes FROM {_EXPIRED} ORDER BY expires_at LIMIT ?2))
+    FROM (SELECT id, octet_length(value) AS bytes FROM {EXPIRED} ORDER BY expires_at LIMIT ?2))
   WHERE ifnull(before, 0) < ?3)
 RETURNING version"""
 PURGED_BYTES: Final = 4 * 1024 * 1024
-PURGE_ALL: Final = f"DELETE FROM {_EXPIRED} RETURNING version"
-FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
-RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = ?1 WHERE id = 1 AND version < ?1"
 
 REGISTER: Final = "INSERT OR IGNORE INTO storage_namespaces (name, metadata, created_at) VALUES (?, ?, ?)"
 UNREGISTER: Final = "DELETE FROM storage_namespaces WHERE name = ?"
@@ -184,7 +186,7 @@ class Lender(Protocol):
         ...
 
 
-class Statements:
+class Statements(WholeRows):
     """The primitives, on connections that a lender gives."""
 
     def __init__(self, lender: Lender) -> None:
@@ -279,7 +281,7 @@ class Statements:
             connection.execute("SAVEPOINT create_index")
             try:
                 if index.is_unique:
-                    _purge_all(connection, now)
+                    purge_all(connection, now)
                 indexes.create(connection, index)
             except BaseException:
                 if connection.in_transaction:
@@ -314,7 +316,7 @@ class Statements:
             else:
                 greatest = connection.execute(GREATEST, (namespace,)).get
                 connection.execute(CLEAR, (namespace,))
-            _raise_floor(connection, greatest, now)
+            raise_floor_for(connection, greatest, now)
             return live
 
     def purge(self, now: int, limit: int) -> int:
@@ -322,7 +324,7 @@ class Statements:
             now = self._lender.time(now)
             removed: list[Any] = connection.execute(PURGE, (now // 1000, limit, PURGED_BYTES)).fetchall()
             versions: list[int] = [version for (version,) in removed]
-            _raise_floor(connection, max(versions, default=None), now)
+            raise_floor_for(connection, max(versions, default=None), now)
             return len(versions)
 
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
@@ -509,12 +511,7 @@ def put_one(
         if code == apsw.SQLITE_CONSTRAINT_NOTNULL:
             connection.execute(REGISTER, (namespace, None, now // 1000))
         else:  # what has expired, but is still there, blocks no unique index
-            _purge_all(connection, now)
-
-
-def _purge_all(connection: apsw.Connection, now: int) -> None:
-    versions: list[Any] = [row[0] for row in connection.execute(PURGE_ALL, (now // 1000,)).fetchall()]
-    _raise_floor(connection, max(versions, default=None), now)
+            purge_all(connection, now)
 
 
 def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
@@ -561,17 +558,12 @@ def _live_of_removed(connection: apsw.Connection, removed: list[Any], now: int) 
     """How many of the removed rows were live; their versions raise the floor where they have to."""
     if not removed:
         return 0
-    _raise_floor(connection, max(version for version, _ in removed), now)
+    raise_floor_for(connection, max(version for version, _ in removed), now)
     now_ms = now // 1000
     try:
         return sum(1 for _, expires_at in removed if expires_at is None or expires_at > now_ms)
     except TypeError:
         raise StorageCorruptError(_NO_TIME) from None
-
-
-def _raise_floor(connection: apsw.Connection, version: int | None, now: int) -> None:
-    if version is not None and version >= now:
-        connection.execute(RAISE_FLOOR, (version,))
 
 
 def _has(found: list[Any], now: int) -> bool:

@@ -1,0 +1,137 @@
+"""The primitives for a copy into another engine, in SQL: outlines, tallies, whole rows placed as they are; the floor.
+
+Called through the classes in `session.py`, which inherit them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+import orjson
+
+from mycelia_storage.engines.engine import Tally
+from mycelia_storage.engines.sqlite import indexes
+from mycelia_storage.engines.sqlite.failures import extended_code, one_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mycelia_storage.engines.engine import NamespaceRow, Newer, Outline, Row
+    from mycelia_storage.engines.sqlite.session import Lender
+    from mycelia_storage.keys import KeyRange
+
+# octet_length() does not read the value.
+OUTLINE: Final = """
+SELECT key, version, octet_length(value) FROM storage_entries
+WHERE namespace = ?1 AND key >= ?2 AND key < ?3 AND (expires_at IS NULL OR expires_at > ?4)
+ORDER BY key LIMIT ?5"""
+# The table as it lies in the file: through an index each of a million rows would have to be looked for.
+NEWER: Final = """
+SELECT namespace, key, version, octet_length(value) FROM (
+  SELECT namespace, key, version, value FROM storage_entries NOT INDEXED
+  WHERE version > ?1 AND (expires_at IS NULL OR expires_at > ?2) LIMIT ?3)
+ORDER BY namespace, key"""
+# Sums of whole versions would soon be greater than SQLite's integers.
+_TALLY: Final = """
+SELECT count({counted}), ifnull(sum({counted}), 0), ifnull(max(version), 0) FROM storage_entries NOT INDEXED"""
+TALLY: Final = _TALLY.format(
+    counted="CASE WHEN (expires_at IS NULL OR expires_at > ?1) AND namespace IN (SELECT value FROM json_each(?2)) "
+    "THEN version & 0xffffffff END"
+)
+TALLY_OF_ALL: Final = _TALLY.format(
+    counted="CASE WHEN expires_at IS NULL OR expires_at > ?1 THEN version & 0xffffffff END"
+)
+NO_UPPER_END: Final = b""  # a blob, which is greater than every text
+
+PLACE: Final = """
+INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, expires_at, metadata, value)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (namespace, key) DO UPDATE SET
+  version = excluded.version, created_at = excluded.created_at, updated_at = excluded.updated_at,
+  expires_at = excluded.expires_at, metadata = excluded.metadata, value = excluded.value"""
+PLACE_NAMESPACE: Final = "INSERT OR REPLACE INTO storage_namespaces (name, metadata, created_at) VALUES (?, ?, ?)"
+
+EXPIRED: Final = "storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"
+PURGE_ALL: Final = f"DELETE FROM {EXPIRED} RETURNING version"
+FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
+RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = ?1 WHERE id = 1 AND version < ?1"
+
+
+class WholeRows:
+    """These primitives, on connections that a lender gives."""
+
+    _lender: Lender
+
+    def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
+        high = NO_UPPER_END if span.high is None else span.high
+        with self._lender.reading() as connection:
+            found: list[Any] = connection.execute(OUTLINE, (namespace, span.low, high, now // 1000, limit)).fetchall()
+        return found
+
+    def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
+        with self._lender.reading() as connection:
+            found: list[Any] = connection.execute(NEWER, (version, now // 1000, limit)).fetchall()
+        return found
+
+    def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
+        with self._lender.reading() as connection, one_state(connection):
+            if namespaces is None:
+                sums: Any = connection.execute(TALLY_OF_ALL, (now // 1000,)).fetchone()
+            else:
+                names = orjson.dumps(list(namespaces)).decode()
+                sums = connection.execute(TALLY, (now // 1000, names)).fetchone()
+            entries, versions, greatest = sums
+            return Tally(entries, versions, greatest, connection.execute(FLOOR).get)
+
+    def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
+        bindings = [(namespace, *row) for row in rows]
+        with self._lender.writing() as connection:
+            connection.execute("SAVEPOINT place")
+            try:
+                try:
+                    connection.executemany(PLACE, bindings)
+                except apsw.ConstraintError as error:
+                    if extended_code(error) != apsw.SQLITE_CONSTRAINT_UNIQUE:
+                        raise
+                    connection.execute("ROLLBACK TO place")
+                    _place_slowly(connection, namespace, rows, self._lender.time(now))
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK TO place")
+                    connection.execute("RELEASE place")
+                raise
+            connection.execute("RELEASE place")
+
+    def place_namespace(self, row: NamespaceRow) -> None:
+        with self._lender.writing() as connection:
+            connection.execute(PLACE_NAMESPACE, row)
+
+    def raise_floor(self, version: int) -> None:
+        with self._lender.writing() as connection:
+            connection.execute(RAISE_FLOOR, (version,))
+
+
+def _place_slowly(connection: apsw.Connection, namespace: str, rows: Sequence[Row], now: int) -> None:
+    """Without what has expired, and row by row, so that it is known which one a unique index refuses."""
+    purge_all(connection, now)
+    for row in rows:
+        try:
+            connection.execute(PLACE, (namespace, *row))
+        except apsw.ConstraintError as error:
+            if extended_code(error) != apsw.SQLITE_CONSTRAINT_UNIQUE:
+                raise
+            put = (row.key, row.value, row.metadata, row.expires_at)
+            raise indexes.refusal(connection, namespace, put, now) from error
+
+
+def purge_all(connection: apsw.Connection, now: int) -> None:
+    """Remove what has expired, all of it."""
+    versions: list[Any] = [row[0] for row in connection.execute(PURGE_ALL, (now // 1000,)).fetchall()]
+    raise_floor_for(connection, max(versions, default=None), now)
+
+
+def raise_floor_for(connection: apsw.Connection, version: int | None, now: int) -> None:
+    """After a version was removed: the floor has to keep one that lies ahead of the clock."""
+    if version is not None and version >= now:
+        connection.execute(RAISE_FLOOR, (version,))
