@@ -54,7 +54,7 @@ class Row(NamedTuple):
 PutRow: TypeAlias = tuple[str, str, str | None, int | None]
 
 
-# What a row is without its text: key, version, bytes of the value. A plain tuple, because a range has many.
+# A row without its texts: key, version, bytes of value and metadata together. A plain tuple: a range has many.
 Outline: TypeAlias = tuple[str, int, int]
 # The same of a row of any namespace, whose name comes first.
 Newer: TypeAlias = tuple[str, str, int, int]

@@ -422,4 +422,4 @@ class View:
 
 
 def _size(row: Row) -> int:
-    return len(row.value) if row.value.isascii() else len(row.value.encode())
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in (row.value, row.metadata or ""))

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from mycelia_storage.engines.sqlite.session import Lender
     from mycelia_storage.keys import KeyRange
 
-# octet_length() does not read the value.
-OUTLINE: Final = """
-SELECT key, version, octet_length(value) FROM storage_entries
+# octet_length() does not read the text.
+_SIZE: Final = "octet_length(value) + ifnull(octet_length(metadata), 0)"
+OUTLINE: Final = f"""
+SELECT key, version, {_SIZE} FROM storage_entries
 WHERE namespace = ?1 AND key >= ?2 AND key < ?3 AND (expires_at IS NULL OR expires_at > ?4)
 ORDER BY key LIMIT ?5"""
 # The table as it lies in the file: through an index each of a million rows would have to be looked for.
-NEWER: Final = """
-SELECT namespace, key, version, octet_length(value) FROM (
-  SELECT namespace, key, version, value FROM storage_entries NOT INDEXED
+NEWER: Final = f"""
+SELECT namespace, key, version, size FROM (
+  SELECT namespace, key, version, {_SIZE} AS size FROM storage_entries NOT INDEXED
   WHERE version > ?1 AND (expires_at IS NULL OR expires_at > ?2) LIMIT ?3)
 ORDER BY namespace, key"""
 # Sums of whole versions would soon be greater than SQLite's integers.
