@@ -13,11 +13,13 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
+import real_postgres
 from hypothesis import HealthCheck, settings
+from real_postgres import new_postgres_schema, postgres_connection, postgres_dsn, postgres_schema
 
 from mycelia_storage import open_storage
 from mycelia_storage.testing import FakeClock
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mycelia_storage import Storage
+
+__all__ = ["new_postgres_schema", "postgres_connection", "postgres_dsn", "postgres_schema"]  # fixtures
 
 # A shared machine stalls now and then: a deadline for one example would fail for reasons that are not the code's.
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=100, print_blob=True)
@@ -36,7 +40,33 @@ settings.load_profile("short")
 
 # They need the driver that encrypts, which has the module name of the one that does not: `make test` runs them in an
 # environment of their own.
-collect_ignore = [] if hasattr(apsw, "mc_version") else ["encryption"]
+IS_ENCRYPTING = hasattr(apsw, "mc_version")
+collect_ignore = [] if IS_ENCRYPTING else ["encryption"]
+
+# ---- one PostgreSQL server for all tests
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres-locale", default="C", help='the order of texts on the server: "C", "icu:de-DE", …')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    if not IS_ENCRYPTING:
+        node.workerinput["postgres"] = real_postgres.start(node.config)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Before the first test, or its pipes would look like something that a test has left behind.
+    if any(map(real_postgres.needs_server, session.items)):
+        real_postgres.start(session.config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    real_postgres.stop(config)
+
+
+# ---- nothing is left behind
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _PATIENCE_SECONDS = 2.0
@@ -71,6 +101,9 @@ def nothing_is_left_behind() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {', '.join(left)}", pytrace=False)
         time.sleep(0.01)
+
+
+# ---- stores
 
 
 @pytest.fixture

@@ -33,32 +33,37 @@ of that for the suite; a module of your own with asserts, imported by your tests
 
 from __future__ import annotations
 
-from mycelia_storage.testing import _rewrite as _rewrite
-from mycelia_storage.testing.bad_values import BAD_VALUES, BadValue
-from mycelia_storage.testing.base import ContractBase, in_another_thread
-from mycelia_storage.testing.changing import ChangingContract
+from importlib.util import find_spec
+
 from mycelia_storage.testing.clock import FakeClock
-from mycelia_storage.testing.compare import difference
-from mycelia_storage.testing.driving import DrivenStorage
-from mycelia_storage.testing.facet import FacetContract
-from mycelia_storage.testing.finding import ListKeysContract, ScanContract
-from mycelia_storage.testing.indexes import IndexContract, UniqueIndexContract
-from mycelia_storage.testing.many import LoadContract, ManyContract
-from mycelia_storage.testing.mapping import NamespaceViewContract
-from mycelia_storage.testing.namespaces import NamespacesContract
-from mycelia_storage.testing.one_entry import OneEntryContract
-from mycelia_storage.testing.queries import FilteringContract, PagingContract, QueryContract
-from mycelia_storage.testing.store import ErrorsContract, StoreContract
-from mycelia_storage.testing.threads import ThreadsContract
-from mycelia_storage.testing.transactions import (
-    NestedTransactionContract,
-    ReadOnlyTransactionContract,
-    RunTransactionContract,
-    TransactionContract,
-)
-from mycelia_storage.testing.typed import TypedViewContract
-from mycelia_storage.testing.values import KeysContract, ValuesContract
-from mycelia_storage.testing.versions import ExpiryContract, VersionsContract
+
+if find_spec("pytest") is not None:  # the suite needs it; the clock and `postgres_server` do not
+    from mycelia_storage.testing import _rewrite as _rewrite
+    from mycelia_storage.testing.bad_values import BAD_VALUES, BadValue
+    from mycelia_storage.testing.base import ContractBase, in_another_thread
+    from mycelia_storage.testing.changing import ChangingContract
+    from mycelia_storage.testing.compare import difference
+    from mycelia_storage.testing.contract import StorageContract
+    from mycelia_storage.testing.driving import DrivenStorage
+    from mycelia_storage.testing.facet import FacetContract
+    from mycelia_storage.testing.finding import ListKeysContract, ScanContract
+    from mycelia_storage.testing.indexes import IndexContract, UniqueIndexContract
+    from mycelia_storage.testing.many import LoadContract, ManyContract
+    from mycelia_storage.testing.mapping import NamespaceViewContract
+    from mycelia_storage.testing.namespaces import NamespacesContract
+    from mycelia_storage.testing.one_entry import OneEntryContract
+    from mycelia_storage.testing.queries import FilteringContract, PagingContract, QueryContract
+    from mycelia_storage.testing.store import ErrorsContract, StoreContract
+    from mycelia_storage.testing.threads import ThreadsContract
+    from mycelia_storage.testing.transactions import (
+        NestedTransactionContract,
+        ReadOnlyTransactionContract,
+        RunTransactionContract,
+        TransactionContract,
+    )
+    from mycelia_storage.testing.typed import TypedViewContract
+    from mycelia_storage.testing.values import KeysContract, ValuesContract
+    from mycelia_storage.testing.versions import ExpiryContract, VersionsContract
 
 __all__ = [
     "BAD_VALUES",
@@ -96,33 +101,3 @@ __all__ = [
     "difference",
     "in_another_thread",
 ]
-
-
-class StorageContract(
-    OneEntryContract,
-    ChangingContract,
-    VersionsContract,
-    ExpiryContract,
-    ManyContract,
-    LoadContract,
-    ListKeysContract,
-    ScanContract,
-    QueryContract,
-    PagingContract,
-    FilteringContract,
-    IndexContract,
-    UniqueIndexContract,
-    NamespacesContract,
-    NamespaceViewContract,
-    TypedViewContract,
-    TransactionContract,
-    ReadOnlyTransactionContract,
-    NestedTransactionContract,
-    RunTransactionContract,
-    ThreadsContract,
-    ValuesContract,
-    KeysContract,
-    StoreContract,
-    ErrorsContract,
-):
-    """The whole contract. A subclass says how a store is opened; see the package's docstring."""
