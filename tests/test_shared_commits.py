@@ -30,7 +30,7 @@ from mycelia_storage import (
     VersionConflictError,
     open_storage,
 )
-from mycelia_storage.engines.sqlite import writer as writer_module
+from mycelia_storage.engines.sqlite import commits as commits_module
 from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 from mycelia_storage.sharing import Call
 from mycelia_storage.verbs import Verbs
@@ -155,7 +155,7 @@ def test_a_lone_caller_runs_one_statement(logged_store: Storage, sql: SqlLog) ->
 def test_so_many_share_a_commit_and_the_rest_the_next(
     logged_store: Storage, sql: SqlLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(commits_module, "MOST_TOGETHER", 3)
     found = results(together(logged_store, [lambda: logged_store.increment("n")] * 10, sql))
     assert found == list(range(1, 11))
     assert 3 <= len(sql.of("COMMIT")) <= 4

@@ -255,7 +255,7 @@ class SQLiteEngine:
 
     def share(self, members: Sequence[Member], wait: float | None = None) -> None:
         """Run writes that may share a commit."""
-        self.writer.share(members, wait)
+        self.writer.commits.share(members, wait)
 
     def snapshot(self) -> Snapshot:
         """A session for a scan on a connection of its own; without WAL one that reads page by page."""

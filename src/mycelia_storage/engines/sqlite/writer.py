@@ -1,6 +1,6 @@
-"""`Writer`: the one connection that writes, the line in front of it, and commits that several writes share.
+"""`Writer`: the one connection that writes, the line in front of it, and what has to be done about the file meanwhile.
 
-Called by the engine and by the primitives that write.
+Called by the engine, by the primitives that write and by the commits that several writes share.
 
 Every write takes its turn in the line first, then SQLite's lock on the file by BEGIN IMMEDIATE (or by a single
 statement that writes), so that threads never compete for the file, and a transaction never finds out in its middle
@@ -10,7 +10,6 @@ that it cannot write. BEGIN and COMMIT go through `execute`: the driver's `with 
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import threading
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from mycelia_storage.engines.line import Line, Ticket, served
+from mycelia_storage.engines.line import Line, Ticket
+from mycelia_storage.engines.sqlite.commits import SharedCommits
 from mycelia_storage.engines.sqlite.connection import Patience
 from mycelia_storage.engines.sqlite.failures import (
     DRIVER_ERRORS,
@@ -29,7 +29,6 @@ from mycelia_storage.engines.sqlite.failures import (
     roll_back,
 )
 from mycelia_storage.engines.sqlite.indexes import has_outgrown_statistics, refresh_is_due, refresh_statistics
-from mycelia_storage.engines.sqlite.lending import SharedStatements
 from mycelia_storage.engines.sqlite.trust import (
     ANOTHER_TIME,
     BEGIN_TO_WRITE,
@@ -42,9 +41,8 @@ from mycelia_storage.engines.sqlite.trust import (
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError, StorageIOError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from mycelia_storage.engines.engine import Member
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
 
@@ -53,8 +51,6 @@ FIRST_REFRESH: Final = 1000
 # The -wal is written back when it has so many pages. Not by SQLite itself, which does it within COMMIT, and never tells
 # what fails then. The length is looked at whenever this connection has written a tenth of that.
 WAL_PAGES: Final = 1000
-# So many writes share a commit at most, so that the first of them does not wait for long.
-MOST_TOGETHER: Final = 1000
 
 LOG: Final = logging.getLogger("mycelia_storage")
 
@@ -69,17 +65,16 @@ class Writer:
         self._options = options
         self._reopen = reopen
         self._path = options.path
-        self._patience = Patience(options.busy_timeout)
+        self.patience: Patience = Patience(options.busy_timeout)
         self._changes = 0  # as of the last time that the lock was given back
         self._next_refresh = FIRST_REFRESH
         self._durable_mode = "FULL" if options.wal_mode else "EXTRA"
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
-        self._committing: Sequence[Member] = ()
-        self._shared = SharedStatements(self)
         self._next_write_back = 0.0  # when this connection has written so many pages
         self._close_failure: StorageError | None = None
         self.trust: Trust = Trust(options.path)
         self.line: Line = Line()
+        self.commits: SharedCommits = SharedCommits(self, options)
         self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
         self.is_closed: bool = False
         self._use(first)
@@ -90,11 +85,16 @@ class Writer:
         self.connection: apsw.Connection = connection
         self.connection.wal_autocheckpoint(0)
         self._next_write_back = WAL_PAGES / 10 if self._options.wal_mode else math.inf
-        self.connection.set_busy_handler(self._patience)
+        self.connection.set_busy_handler(self.patience)
         self.cursor: apsw.Cursor = self.connection.cursor()
         self.is_dormant: bool = False
         self._next_look = 0  # its changes are counted from 0
         self.is_wal_left: bool = False
+
+    def wake(self) -> None:
+        """For the owner of the lock: open the connection again where it is closed, after a fork for instance."""
+        if self.is_dormant:
+            self._use(self._reopen())
 
     # ---- the lock
 
@@ -107,7 +107,7 @@ class Writer:
         if not self.line.try_acquire():
             started = time.monotonic()
             if not self.line.wait(Ticket(), patience):
-                raise self._busy(patience)
+                raise self.busy_error(patience)
             patience = max(0.0, patience - (time.monotonic() - started))
         self.get_ready(patience if for_file else 0.0)
 
@@ -119,15 +119,14 @@ class Writer:
             if not self.is_dormant and self.connection.in_transaction:
                 # Left behind by a signal handler that raised at a bad moment: what follows would become part of it.
                 self.roll_back()
-            if self.is_dormant:
-                self._use(self._reopen())
+            self.wake()
             self.trust.require(self.connection)
         except BaseException as error:
             self.line.release()
             if isinstance(error, DRIVER_ERRORS):
                 raise self._engine.failure(error) from error
             raise
-        self._patience.timeout = patience
+        self.patience.timeout = patience
 
     def unlock(self) -> None:
         """Give the lock back. Who gives it back to a closed store closes the connection.
@@ -144,7 +143,7 @@ class Writer:
         finally:
             self.line.release()
 
-    def _busy(self, patience: float) -> StorageBusyError:
+    def busy_error(self, patience: float) -> StorageBusyError:
         message = f"{self._path}: other transactions of this process held the write lock for {patience:g} s"
         return StorageBusyError(message)
 
@@ -172,7 +171,7 @@ class Writer:
         self.lock(wait)
         self.holder = threading.get_ident()
         try:
-            self._synchronize(durable=durable)
+            self.synchronize(durable=durable)
             self.connection.execute(BEGIN_TO_WRITE)
         except BaseException as error:
             self.roll_back()
@@ -192,7 +191,7 @@ class Writer:
         try:
             if not self.is_closed:
                 self.roll_back()
-                self._relax()
+                self.relax()
         finally:
             self.unlock()
 
@@ -200,7 +199,7 @@ class Writer:
         """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
         return max(now, round(self._options.clock() * 1_000_000))
 
-    def _synchronize(self, *, durable: bool) -> None:
+    def synchronize(self, *, durable: bool) -> None:
         """`PRAGMA synchronous` for the next transaction; SQLite takes it only outside of one."""
         mode = self._durable_mode if durable and not self._is_durable_always else self._options.synchronous
         if mode != self._synchronous:
@@ -208,10 +207,10 @@ class Writer:
             self.connection.execute(f"PRAGMA synchronous={mode}")
             self._synchronous = mode
 
-    def _relax(self) -> None:
+    def relax(self) -> None:
         """After a commit, which has happened, whatever this may meet; the next transaction says again what it needs."""
         with contextlib.suppress(*DRIVER_ERRORS):
-            self._synchronize(durable=False)
+            self.synchronize(durable=False)
 
     def roll_back(self) -> None:
         """Undo the open transaction, if there is one. A connection that cannot even do that is replaced."""
@@ -243,6 +242,19 @@ class Writer:
             self.distrust(DISK_IN_DOUBT)
         return found
 
+    def commit_failure(self, error: Exception) -> StorageError:
+        """As `failure`; or what `commit` itself has found."""
+        if isinstance(error, StorageError):
+            self.roll_back()
+            return error
+        return self.failure_of_members(error, committing=True)
+
+    def failure_of_members(self, error: Exception, *, committing: bool) -> StorageError:
+        """As `failure`, with the driver's error as its cause, but without its frames, which know of every member."""
+        found = self.failure(error, committing=committing)
+        found.__cause__ = error.with_traceback(None)
+        return found
+
     def distrust(self, reason: str) -> None:
         """Write nothing any more. Without a -wal what is read may be what is in doubt, so that is over too."""
         self.trust.doubt = reason
@@ -257,141 +269,8 @@ class Writer:
             return False
         finally:
             self._synchronous = ""
-            self._relax()
+            self.relax()
         return True
-
-    # ---- shared commits
-
-    def share(self, members: Sequence[Member], wait: float | None) -> None:
-        """Run each member, in one commit with what waits behind it; or let somebody else do that."""
-        patience = self._options.busy_timeout if wait is None else wait
-        if not self.line.try_acquire():
-            started = time.monotonic()
-            ticket = Ticket(members)
-            if not self.line.wait(ticket, patience):
-                _fail(members, self._busy(patience))
-                return
-            if not ticket.is_owner:
-                return
-            patience = max(0.0, patience - (time.monotonic() - started))
-        try:
-            self.get_ready(patience)
-        except StorageError as error:
-            _fail(members, error)
-            return
-        try:
-            self._serve([member for member in members if not member.is_done])
-        finally:
-            self.unlock()
-        self.after_write()
-
-    def _serve(self, members: Sequence[Member]) -> None:
-        """Do one's own work, and that of those that stand behind."""
-        others: list[Ticket] = []
-        deadline = time.monotonic() + self._patience.timeout
-        durable = is_durable(members) or self.line.wants_durable(MOST_TOGETHER)
-        try:
-            try:
-                self._synchronize(durable=durable)
-                self.cursor.execute(BEGIN_TO_WRITE)
-            except DRIVER_ERRORS as error:  # those behind have their own time to wait
-                _fail(members, self._failure_of_members(error, committing=False))
-                return
-            # Taken only now: while the file was waited for, more have come.
-            self.line.take(others, MOST_TOGETHER, durable=durable)
-            behind = [member for ticket in others for member in ticket.members if not member.is_done]
-            members = [*members, *behind] if behind else members
-            if not self._run_together(members):
-                for member in members:
-                    self._patience.timeout = max(0.0, deadline - time.monotonic())
-                    self._run_alone(member)
-            self._relax()
-        except BaseException:
-            # A signal handler raised. Whose work is not done gets another turn.
-            if self._committing and not self.connection.in_transaction:
-                _commit(self._committing)
-            self._committing = ()
-            self.roll_back()
-            self.line.put_back([ticket for ticket in others if not ticket.is_done])
-            served([ticket for ticket in others if ticket.is_done])
-            raise
-        served(others)
-
-    def _run_together(self, members: Sequence[Member]) -> bool:
-        """Run all in the open transaction and commit. False: nothing of it was done, and each has to run by itself.
-
-        A member that has written nothing may fail without further consequences. One that has ends the transaction.
-        """
-        connection, rows, now = self.connection, self._shared, self.time()
-        changes = connection.total_changes()
-        for member in members:
-            try:
-                member.result = member.step(rows, now)
-            except DRIVER_ERRORS as error:
-                self.failure(error, committing=False)  # which may be that the disk is not to be trusted
-                return self._undo(members)
-            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-                if connection.total_changes() != changes:
-                    return self._undo(members)
-                member.error = error
-            else:
-                changes = connection.total_changes()
-        try:
-            self._committing = members
-            self.commit()
-        except (*DRIVER_ERRORS, StorageError) as error:
-            self._committing = ()  # first: who interrupts what follows must not find it done
-            found = self._commit_failure(error)
-            # Without WAL a reader in the way: whoever waited for it has waited long enough.
-            if found is not error and not isinstance(found, OutcomeUnknownError | StorageBusyError):
-                return self._undo(members)
-            _fail([member for member in members if member.error is None], found)
-            _commit([member for member in members if member.error is not None])  # which have failed by themselves
-        else:
-            _commit(members)
-        self._committing = ()
-        return True
-
-    def _commit_failure(self, error: Exception) -> StorageError:
-        """As `failure`; or what `commit` itself has found."""
-        if isinstance(error, StorageError):
-            self.roll_back()
-            return error
-        return self._failure_of_members(error, committing=True)
-
-    def _failure_of_members(self, error: Exception, *, committing: bool) -> StorageError:
-        """As `failure`, with the driver's error as its cause, but without its frames, which know of every member."""
-        found = self.failure(error, committing=committing)
-        found.__cause__ = error.with_traceback(None)
-        return found
-
-    def _undo(self, members: Sequence[Member]) -> bool:
-        self._committing = ()
-        self.roll_back()
-        for member in members:
-            member.result = member.error = None
-        return False
-
-    def _run_alone(self, member: Member) -> None:
-        is_committing = False
-        try:
-            if self.is_dormant:
-                self._use(self._reopen())
-            self.trust.require(self.connection)
-            self.cursor.execute(BEGIN_TO_WRITE)
-            member.result = member.step(self._shared, self.time())
-            is_committing = True
-            self._committing = (member,)
-            self.commit()
-            _commit(self._committing)
-        except DRIVER_ERRORS as error:
-            self._committing = ()  # as above
-            _fail((member,), self._failure_of_members(error, committing=is_committing))
-        except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-            self._committing = ()
-            self.roll_back()
-            member.done(error=error)
-        self._committing = ()
 
     # ---- upkeep
 
@@ -431,7 +310,7 @@ class Writer:
 
     def _refresh_statistics(self) -> None:
         if refresh_is_due(self.connection):
-            self._patience.timeout = 0.0
+            self.patience.timeout = 0.0
             self.connection.execute(BEGIN_TO_WRITE)
             refresh_statistics(self.connection)
             self.commit()
@@ -443,7 +322,7 @@ class Writer:
             if connection.total_changes() and not connection.in_transaction and has_outgrown_statistics(connection):
                 self._refresh_statistics()
         except (*DRIVER_ERRORS, StorageIOError) as error:
-            self._commit_failure(error)
+            self.commit_failure(error)
             LOG.debug("%s: the planner's statistics were not refreshed: %s", self._path, type(error).__name__)
 
     @contextlib.contextmanager
@@ -465,7 +344,7 @@ class Writer:
         self.lock(None)
         try:
             self.connection.execute("PRAGMA optimize")
-            self._patience.timeout = 0.0  # a reader may stay for long; then it is done another time
+            self.patience.timeout = 0.0  # a reader may stay for long; then it is done another time
             self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
             raise self.failure(error, committing=False) from error
@@ -489,9 +368,9 @@ class Writer:
         self.lock(None)
         self.holder = threading.get_ident()
         try:
-            self._synchronize(durable=self._options.synchronous != "OFF")
+            self.synchronize(durable=self._options.synchronous != "OFF")
             step(self.connection)
-            self._patience.timeout = 0.0
+            self.patience.timeout = 0.0
             # It is committed: what cannot be written back now is so another time.
             with contextlib.suppress(apsw.Error):
                 self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -545,7 +424,7 @@ class Writer:
         Everything is written once more, to other places, and the disk asked again. The caller has had the error, and
         gets no other one here.
         """
-        self._patience.timeout = self._options.busy_timeout
+        self.patience.timeout = self._options.busy_timeout
         if self._settle():
             with contextlib.suppress(*DRIVER_ERRORS):
                 self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -565,21 +444,3 @@ class Writer:
             self.is_dormant = True
             self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self.connection.close(True)
-
-
-def is_durable(members: Sequence[Member]) -> bool:
-    """Whether one of them asks for it."""
-    return any(member.durable for member in members)
-
-
-def _commit(members: Sequence[Member]) -> None:
-    for member in members:
-        member.finish()
-
-
-def _fail(members: Sequence[Member], error: StorageError) -> None:
-    """The same error for each, but an object of its own: threads that raise one object write to each other's."""
-    for member in members:
-        own = copy.copy(error)
-        own.__cause__ = error.__cause__
-        member.done(error=own)

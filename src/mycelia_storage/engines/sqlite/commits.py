@@ -1,0 +1,175 @@
+"""`SharedCommits`: several writes in one commit, each with its own result or error, after the commit that holds it.
+
+Called by the engine. Who gets the writer's lock does its own work and that of those who wait behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING, Final
+
+from mycelia_storage.engines.line import Ticket, served
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.engines.sqlite.lending import SharedStatements
+from mycelia_storage.engines.sqlite.trust import BEGIN_TO_WRITE
+from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mycelia_storage.engines.engine import Member
+    from mycelia_storage.engines.sqlite.writer import Writer
+    from mycelia_storage.options import Options
+
+# So many writes share a commit at most, so that the first of them does not wait for long.
+MOST_TOGETHER: Final = 1000
+
+
+class SharedCommits:
+    """What the writer's connection does for several callers at once."""
+
+    def __init__(self, writer: Writer, options: Options) -> None:
+        self._writer = writer
+        self._options = options
+        self._committing: Sequence[Member] = ()
+        self._shared = SharedStatements(writer)
+
+    def share(self, members: Sequence[Member], wait: float | None) -> None:
+        """Run each member, in one commit with what waits behind it; or let somebody else do that."""
+        writer = self._writer
+        patience = self._options.busy_timeout if wait is None else wait
+        if not writer.line.try_acquire():
+            started = time.monotonic()
+            ticket = Ticket(members)
+            if not writer.line.wait(ticket, patience):
+                _fail(members, writer.busy_error(patience))
+                return
+            if not ticket.is_owner:
+                return
+            patience = max(0.0, patience - (time.monotonic() - started))
+        try:
+            writer.get_ready(patience)
+        except StorageError as error:
+            _fail(members, error)
+            return
+        try:
+            self._serve([member for member in members if not member.is_done])
+        finally:
+            writer.unlock()
+        writer.after_write()
+
+    def _serve(self, members: Sequence[Member]) -> None:
+        """Do one's own work, and that of those that stand behind."""
+        writer = self._writer
+        others: list[Ticket] = []
+        deadline = time.monotonic() + writer.patience.timeout
+        durable = is_durable(members) or writer.line.wants_durable(MOST_TOGETHER)
+        try:
+            try:
+                writer.synchronize(durable=durable)
+                writer.cursor.execute(BEGIN_TO_WRITE)
+            except DRIVER_ERRORS as error:  # those behind have their own time to wait
+                _fail(members, writer.failure_of_members(error, committing=False))
+                return
+            # Taken only now: while the file was waited for, more have come.
+            writer.line.take(others, MOST_TOGETHER, durable=durable)
+            behind = [member for ticket in others for member in ticket.members if not member.is_done]
+            members = [*members, *behind] if behind else members
+            if not self._run_together(members):
+                for member in members:
+                    writer.patience.timeout = max(0.0, deadline - time.monotonic())
+                    self._run_alone(member)
+            writer.relax()
+        except BaseException:
+            # A signal handler raised. Whose work is not done gets another turn.
+            if self._committing and not writer.connection.in_transaction:
+                _commit(self._committing)
+            self._committing = ()
+            writer.roll_back()
+            writer.line.put_back([ticket for ticket in others if not ticket.is_done])
+            served([ticket for ticket in others if ticket.is_done])
+            raise
+        served(others)
+
+    def _run_together(self, members: Sequence[Member]) -> bool:
+        """Run all in the open transaction and commit. False: nothing of it was done, and each has to run by itself.
+
+        A member that has written nothing may fail without further consequences. One that has ends the transaction.
+        """
+        writer = self._writer
+        connection, rows, now = writer.connection, self._shared, writer.time()
+        changes = connection.total_changes()
+        for member in members:
+            try:
+                member.result = member.step(rows, now)
+            except DRIVER_ERRORS as error:
+                writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
+                return self._undo(members)
+            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
+                if connection.total_changes() != changes:
+                    return self._undo(members)
+                member.error = error
+            else:
+                changes = connection.total_changes()
+        try:
+            self._committing = members
+            writer.commit()
+        except (*DRIVER_ERRORS, StorageError) as error:
+            self._committing = ()  # first: who interrupts what follows must not find it done
+            found = writer.commit_failure(error)
+            # Without WAL a reader in the way: whoever waited for it has waited long enough.
+            if found is not error and not isinstance(found, OutcomeUnknownError | StorageBusyError):
+                return self._undo(members)
+            _fail([member for member in members if member.error is None], found)
+            _commit([member for member in members if member.error is not None])  # which have failed by themselves
+        else:
+            _commit(members)
+        self._committing = ()
+        return True
+
+    def _undo(self, members: Sequence[Member]) -> bool:
+        self._committing = ()
+        self._writer.roll_back()
+        for member in members:
+            member.result = member.error = None
+        return False
+
+    def _run_alone(self, member: Member) -> None:
+        writer = self._writer
+        is_committing = False
+        try:
+            writer.wake()
+            writer.trust.require(writer.connection)
+            writer.cursor.execute(BEGIN_TO_WRITE)
+            member.result = member.step(self._shared, writer.time())
+            is_committing = True
+            self._committing = (member,)
+            writer.commit()
+            _commit(self._committing)
+        except DRIVER_ERRORS as error:
+            self._committing = ()  # as above
+            _fail((member,), writer.failure_of_members(error, committing=is_committing))
+        except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
+            self._committing = ()
+            writer.roll_back()
+            member.done(error=error)
+        self._committing = ()
+
+
+def is_durable(members: Sequence[Member]) -> bool:
+    """Whether one of them asks for it."""
+    return any(member.durable for member in members)
+
+
+def _commit(members: Sequence[Member]) -> None:
+    for member in members:
+        member.finish()
+
+
+def _fail(members: Sequence[Member], error: StorageError) -> None:
+    """The same error for each, but an object of its own: threads that raise one object write to each other's."""
+    for member in members:
+        own = copy.copy(error)
+        own.__cause__ = error.__cause__
+        member.done(error=own)
