@@ -47,7 +47,7 @@ collect_ignore = [] if IS_ENCRYPTING else ["encryption"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--postgres-locale", default="C", help='the order of texts on the server: "C", "icu:de-DE", …')
+    parser.addoption("--postgres-locale", help='the order of texts on the server: "not-C", "C", "icu:de-DE", …')
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,7 +2,7 @@
 
 The fixtures are imported by `conftest.py`. With pytest-xdist the process that controls the workers starts the server
 and tells them where it is; without, it is started before the first test, if one needs it. `PG_BIN=…` takes another
-server's programs, `--postgres-locale=icu:de-DE` another order of texts than "C", which must change nothing.
+server's programs. Its order of texts is one that nothing may rely on, `--postgres-locale=C` takes another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def start(config: pytest.Config) -> dict[str, str]:
 def _started(config: pytest.Config) -> dict[str, str]:
     if importlib.util.find_spec("psycopg") is None:
         return {"missing": "psycopg is not installed"}
-    server = PostgresServer(locale=str(config.getoption("--postgres-locale")), settings=_SETTINGS)
+    locale = str(config.getoption("--postgres-locale") or ("not-C" if shutil.which("localedef") else "C"))
+    server = PostgresServer(locale=locale, settings=_SETTINGS)
     try:
         server.start()
     except PostgresNotFoundError as error:
@@ -56,7 +58,7 @@ def _started(config: pytest.Config) -> dict[str, str]:
         server.close()
         return {"broken": str(error)}
     config.stash[_KEY] = server
-    return {"dsn": server.dsn()}
+    return {"dsn": server.dsn(), "locale": locale}
 
 
 def stop(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ from mycelia_storage.testing.postgres_server import (
     PostgresServerError,
     copy_programs,
     find_binaries,
+    most_advanced,
     multi_host_dsn,
 )
 
@@ -223,13 +224,15 @@ def python_of(user: int) -> str:
 def test_an_ordinary_user_can_run_it(open_directory: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("this run is an ordinary user's already: every test here shows it")
-    for name in ("postgres_server.py", "_guard.py"):  # they need nothing else of the package
-        shutil.copy(SOURCE / "mycelia_storage" / "testing" / name, open_directory)
-        (open_directory / name).chmod(0o644)
+    package = open_directory / "mycelia_storage" / "testing"
+    package.mkdir(parents=True)
+    for name in ("postgres_server.py", "_guard.py", "_locale.py"):  # they need nothing else, and no dependency
+        shutil.copy(SOURCE / "mycelia_storage" / "testing" / name, package)
+    subprocess.run(["chmod", "-R", "a+rX", str(package.parent)], check=True)
     program = (
         "import sys, os\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from postgres_server import PostgresServer\n"
+        "from mycelia_storage.testing.postgres_server import PostgresServer\n"
         "with PostgresServer() as server:\n"
         "    print(server.dsn(), server.directory, os.geteuid(), flush=True)\n"
         "    sys.stdin.readline()\n"
@@ -322,6 +325,15 @@ def test_settings_are_changed_while_it_runs() -> None:
         assert server.execute("show max_connections") == [("7",)]
 
 
+def test_an_order_of_texts_that_is_not_that_of_c() -> None:
+    if sys.platform != "linux":
+        pytest.skip("made by the localedef of glibc")
+    with PostgresServer(locale="not-C") as server, server.standby("s1") as standby:
+        question = "select 'a' < 'B', 'B' < 'a' collate \"C\", upper('aZ'), char_length('é😀')"
+        assert server.execute(question) == [(True, True, "AZ", 2)]
+        assert standby.execute(question) == [(True, True, "AZ", 2)]
+
+
 def test_standbys_follow_are_waited_for_and_take_over() -> None:
     with PostgresServer(tcp=True) as primary, primary.standby("s1") as first, primary.standby("s2") as second:
         servers = [primary, first, second]
@@ -334,12 +346,14 @@ def test_standbys_follow_are_waited_for_and_take_over() -> None:
             first.execute("insert into t values (1)")
 
         primary.kill()
-        first.promote()
-        first.configure(synchronous_standby_names="s2")
-        second.follow(first)
-        first.execute("insert into t values (1)")  # waits for the other standby
-        assert port_of(multi_host_dsn(servers)) == first.port
-        assert wait_until(lambda: second.execute("select n from t") == [(1,)])
+        chosen = most_advanced([first, second])
+        other = second if chosen is first else first
+        chosen.promote()
+        chosen.configure(synchronous_standby_names="s1, s2")
+        other.follow(chosen)
+        chosen.execute("insert into t values (1)")  # waits for the other standby
+        assert port_of(multi_host_dsn(servers)) == chosen.port
+        assert wait_until(lambda: other.execute("select n from t") == [(1,)])
 
 
 def port_of(dsn: str) -> int:

@@ -37,6 +37,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote
 
+from mycelia_storage.testing import _locale
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
@@ -135,9 +137,10 @@ class PostgresServer:
     """One server in a directory of its own. A context manager that starts it, and leaves nothing of it.
 
     `locale` orders its texts: "C", or a locale of the operating system ("de_DE.UTF-8"), or "icu:de-DE" where the
-    programs were built with ICU. `tcp=True` lets it listen on 127.0.0.1 besides its socket, with a password; its port
-    stays the same when it is started again. `settings` are those of postgresql.conf. `binaries` is the directory of
-    the programs, `find_binaries()` by default.
+    programs were built with ICU, or "not-C", which is made for it and finds out who relies on "C" (on Linux).
+    `tcp=True` lets it listen on 127.0.0.1 besides its socket, with a password; its port stays the same when it is
+    started again. `settings` are those of postgresql.conf. `binaries` is the directory of the programs,
+    `find_binaries()` by default.
 
     Started by root, it runs as the user 65534.
     """
@@ -157,6 +160,8 @@ class PostgresServer:
         self._tcp = tcp
         self._settings = dict(_SETTINGS) | dict(settings or {})
         self._found = binaries
+        self._binaries = ""
+        self._more: dict[str, str] = {}  # variables of its programs
         self._primary: PostgresServer | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._unread = b""
@@ -277,7 +282,7 @@ class PostgresServer:
 
     def standby(self, name: str) -> PostgresServer:
         """A running standby that follows this server as `name`, its `application_name` there."""
-        other = PostgresServer(tcp=self._tcp, settings=self._settings, binaries=self._found)
+        other = PostgresServer(locale=self._locale, tcp=self._tcp, settings=self._settings, binaries=self._found)
         other.password = self.password
         other._primary = self
         other._settings["cluster_name"] = name
@@ -290,6 +295,10 @@ class PostgresServer:
     def promote(self) -> None:
         """Make a standby a primary, and wait until it can be written to."""
         self.execute("select pg_promote()")
+
+    def received(self) -> int:
+        """How far a standby has written down what its primary sent it. Needs psycopg."""
+        return int(self.execute("select pg_last_wal_receive_lsn() - '0/0'")[0][0])
 
     def log(self) -> str:
         """All that the server has logged."""
@@ -304,12 +313,13 @@ class PostgresServer:
         found = self._found or find_binaries()
         self.directory = _temporary_directory(self._as_user)
         try:
-            binaries = self._reachable(found)
-            self._binaries = binaries
+            self._binaries = self._reachable(found)
             if self._tcp:
                 self.port = _free_port()
             with open(f"{self.directory}/log", "wb"):
                 pass
+            if self._locale == "not-C":
+                self._make_locale()
             if self._primary is None:
                 self._make_cluster()
             else:
@@ -325,13 +335,24 @@ class PostgresServer:
         if self._locale.startswith("icu:"):
             locale = ["--locale-provider=icu", f"--icu-locale={self._locale.removeprefix('icu:')}", "--locale=C"]
         else:
-            locale = [f"--locale={self._locale}"]
+            locale = [f"--locale={_locale.NAME if self._locale == 'not-C' else self._locale}"]
         self._write("password", self.password)
         password = f"--pwfile={self.directory}/password"
         how = ["--auth-local=trust", "--auth-host=scram-sha-256", password, "-E", "UTF8", "--no-sync"]
         self._run("initdb", "-D", self._data, "-U", _USER, *how, *locale)
         with open(f"{self._data}/postgresql.conf", "a", encoding="utf-8") as file:
             file.write("include_if_exists = 'settings.conf'\n")
+
+    def _make_locale(self) -> None:
+        directory = f"{self.directory}/locales"
+        os.mkdir(directory)
+        try:
+            _locale.make_locale(directory)
+        except OSError as error:
+            raise PostgresServerError('the locale "not-C" cannot be made: it needs the localedef of glibc') from error
+        for path, _, _ in os.walk(directory):
+            os.chmod(path, 0o755)  # noqa: S103 - within our directory, which is closed to others
+        self._more = {"LOCPATH": directory}
 
     def _copy_cluster(self, primary: PostgresServer) -> None:
         source = self._conninfo_of(primary, with_password=False)
@@ -372,7 +393,7 @@ class PostgresServer:
     def _environment(self, **more: str) -> dict[str, str]:
         """Ours without what would change the answers of the programs."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
-        return ours | {"LC_ALL": "C", "TZ": "UTC"} | more
+        return ours | {"LC_ALL": "C", "TZ": "UTC"} | self._more | more
 
     def _run(self, program: str, *arguments: str, **environment: str) -> None:
         done = subprocess.run(  # noqa: S603
@@ -460,6 +481,11 @@ class PostgresServer:
     def _error(self, message: str) -> PostgresServerError:
         lines = self.log().splitlines()[-20:]
         return PostgresServerError("\n".join([message, *lines]))
+
+
+def most_advanced(standbys: Iterable[PostgresServer]) -> PostgresServer:
+    """The standby to promote after the loss of the primary: the one that has received most. Needs psycopg."""
+    return max(standbys, key=lambda standby: standby.received())
 
 
 def _package_directories() -> list[str]:
