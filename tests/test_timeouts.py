@@ -19,8 +19,9 @@ from mycelia_storage import (
     field,
     open_storage,
 )
+from mycelia_storage.engines import claims
 from mycelia_storage.engines.limits import Limit
-from mycelia_storage.engines.memory import unique, view
+from mycelia_storage.engines.memory import view
 from mycelia_storage.engines.sqlite import connection, expressions, lending
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
         rows.look()
         return candidate_of(*arguments)
 
-    candidate_of = unique.candidate_of
+    candidate_of = claims.candidate_of
     monkeypatch.setattr(expressions, "_deeply_equal", equal)
     monkeypatch.setattr(connection, "STEPS_BETWEEN_LOOKS", 20)
     monkeypatch.setattr(lending, "STEPS_BETWEEN_LOOKS", 20)

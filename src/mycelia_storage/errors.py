@@ -28,6 +28,7 @@ StorageError                      .code  .retryable  __cause__ = the driver's er
 ├── StorageReadOnlyError
 ├── StorageIOError
 ├── StorageClosedError
+├── StorageUnavailableError       retryable
 ├── OutcomeUnknownError           the commit may or may not have happened
 ├── SchemaVersionError
 └── NotAStorageFileError
@@ -286,8 +287,21 @@ class StorageClosedError(StorageError):
     code = "closed"
 
 
+class StorageUnavailableError(StorageError):
+    """The server cannot be reached, or the connection to it was lost before a commit. Nothing was written.
+
+    The store goes on to work by itself when the server is back.
+    """
+
+    code = "unavailable"
+    retryable = True
+
+
 class OutcomeUnknownError(StorageError):
-    """The commit may or may not have happened, but not in part: close the store, open it again and read."""
+    """The commit may or may not have happened, but not in part: read before writing again.
+
+    A store in a file has to be closed and opened again first.
+    """
 
     code = "outcome_unknown"
 

@@ -21,11 +21,17 @@ from mycelia_storage.arguments import shown_number
 from mycelia_storage.errors import ConfigError
 
 DEFAULT_TARGET: Final = "./data/storage.db"
-Backend: TypeAlias = Literal["sqlite", "memory"]
+Backend: TypeAlias = Literal["sqlite", "memory", "postgresql"]
 Synchronous: TypeAlias = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
-BACKENDS: Final[dict[str, Backend]] = {"sqlite": "sqlite", "auto": "sqlite", "memory": "memory"}
+BACKENDS: Final[dict[str, Backend]] = {
+    "sqlite": "sqlite",
+    "auto": "sqlite",
+    "memory": "memory",
+    "postgresql": "postgresql",
+}
 _MAX_SECONDS: Final = 3600.0
+_MAX_SCHEMA_BYTES: Final = 63
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -48,6 +54,13 @@ class StorageOptions(TypedDict, total=False):
     encryption_key: str | bytes | None
     clock: Callable[[], float]
     capacity: int | None
+    dsn: str
+    schema: str
+    pool_min: int
+    pool_max: int
+    connect_timeout: float | timedelta
+    statement_timeout: float | timedelta | None
+    prepare_threshold: int | None
 
 
 class Secret:
@@ -85,11 +98,30 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     checksums: bool | None = None
     encryption_key: Secret | None = None
     clock: Callable[[], float] = time.time
+    clock_is_given: bool = False
     capacity: int | None = None
+    dsn: Secret | None = None
+    schema: str = "mycelia"
+    pool_min: int = 1
+    pool_max: int = 16
+    connect_timeout: float = 10.0
+    statement_timeout: float | None = None
+    prepare_threshold: int | None = 5
 
 
-_DURATIONS: Final = ("busy_timeout", "transaction_timeout")
-_ONLY_IN_MEMORY: Final = ("capacity",)
+_DURATIONS: Final = ("busy_timeout", "transaction_timeout", "connect_timeout", "statement_timeout")
+# Options that say where a store is, how much it may hold, or what protects it: another engine, which would not keep
+# to them, refuses them. (What only tunes an engine is no harm to another one.)
+_ONLY_FOR: Final[dict[str, tuple[Backend, str]]] = {
+    "capacity": ("memory", "the memory engine"),
+    "checksums": ("sqlite", "SQLite files"),
+    "encryption_key": ("sqlite", "SQLite files"),
+    "dsn": ("postgresql", "PostgreSQL"),
+    "schema": ("postgresql", "PostgreSQL"),
+}
+_TARGETS: Final[dict[Backend, str]] = {
+    "sqlite": "a SQLite file", "memory": "a store in memory", "postgresql": "a PostgreSQL server",
+}  # fmt: skip
 _NAMES: Final = tuple(StorageOptions.__annotations__)
 
 
@@ -119,21 +151,40 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     options.update(given)
     if path is not None and path != DEFAULT_TARGET and "db_path" in options:
         raise ConfigError(f"db_path: the target {_text(path)} is a path already: give one of the two")
-    path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
+    if backend == "postgresql":
+        _take_dsn(path, options)
+        path = None
+    else:
+        path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
     base_dir = options.pop("base_dir", None)
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
     if checked.get("checksums") and checked.get("encryption_key"):
         raise ConfigError("checksums: not together with encryption_key, which authenticates each page itself")
+    for name, (only, whose) in _ONLY_FOR.items():
+        if checked.get(name) is not None and backend != only:
+            raise ConfigError(f"{name}: an option of {whose}, and the target is {_TARGETS[backend]}")
     if backend == "sqlite":
-        for name in _ONLY_IN_MEMORY:
-            if checked.get(name) is not None:
-                raise ConfigError(f"{name}: an option of the memory engine, and the target is a SQLite file")
         checked["path"] = _resolve(path, base_dir)
-    else:
+    elif backend == "memory":
         for name, value in (("db_path", path), ("base_dir", base_dir)):
             if value is not None:
                 _path_text(name, value)
-    return Options(backend=backend, **checked)
+    elif checked.get("pool_min", 1) > checked.get("pool_max", 16):
+        raise ConfigError(
+            f"pool_min: {checked.get('pool_min', 1)} is more than pool_max, {checked.get('pool_max', 16)}"
+        )
+    return Options(backend=backend, clock_is_given="clock" in checked, **checked)
+
+
+def _take_dsn(target: object, options: dict[str, object]) -> None:
+    """Where the server is: from the target or the option `dsn`; without either libpq's environment variables say it."""
+    for name in ("db_path", "base_dir"):
+        if options.pop(name, None) is not None:
+            raise ConfigError(f"{name}: an option of SQLite files, and the target is a PostgreSQL server")
+    if target is not None:
+        if "dsn" in options:
+            raise ConfigError("dsn: the target is a PostgreSQL URL already: give one of the two")
+        options["dsn"] = target
 
 
 def _read_target(target: object) -> tuple[Backend, object]:
@@ -151,9 +202,11 @@ def _read_target(target: object) -> tuple[Backend, object]:
         _refuse_lookalike(target)
         return "sqlite", target
     scheme = found[1].lower()
+    if scheme in ("postgresql", "postgres"):
+        return "postgresql", target
     if scheme == "sqlite":
         return "sqlite", _path_of_url(target, target[found.end() :])
-    known = "a path, 'sqlite:///relative.db', 'sqlite:////absolute.db' or 'memory:'"
+    known = "a path, 'sqlite:///relative.db', 'sqlite:////absolute.db', 'postgresql://…' or 'memory:'"
     raise ConfigError(f"target: unknown scheme {scheme + '://'!r}: write {known}")
 
 
@@ -339,6 +392,24 @@ def _secret(name: str, value: object) -> Secret | None:
         raise ConfigError(f"{name}: it holds a lone surrogate, which is no text; give bytes") from None
 
 
+def _seconds_or_none(name: str, value: object) -> float | None:
+    return None if value is None else _seconds_above_zero(name, value)
+
+
+def _threshold(name: str, value: object) -> int | None:
+    return None if value is None else _whole(0, 1_000_000)(name, value)
+
+
+def _schema(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: a str is needed, not {type(value).__name__}")
+    if not value or "\0" in value or not 0 < len(value.encode(errors="replace")) <= _MAX_SCHEMA_BYTES:
+        raise ConfigError(f"{name}: {_text(value)} is no name of a schema: 1 to {_MAX_SCHEMA_BYTES} bytes are")
+    if value.startswith("pg_") or value == "information_schema":
+        raise ConfigError(f"{name}: {_text(value)} belongs to PostgreSQL itself")
+    return value
+
+
 def _clock(name: str, value: object) -> Callable[[], float]:
     if not callable(value):
         raise ConfigError(
@@ -362,6 +433,13 @@ _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "encryption_key": _secret,
     "clock": _clock,
     "capacity": _whole_or_none,
+    "dsn": _secret,
+    "schema": _schema,
+    "pool_min": _whole(0, 1000),
+    "pool_max": _whole(1, 1000),
+    "connect_timeout": _seconds_above_zero,
+    "statement_timeout": _seconds_or_none,
+    "prepare_threshold": _threshold,
 }
 
 

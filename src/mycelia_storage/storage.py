@@ -19,11 +19,13 @@ from mycelia_storage.engines.memory import MemoryEngine
 from mycelia_storage.engines.sqlite import SQLiteEngine
 from mycelia_storage.entries import CheckReport, Status
 from mycelia_storage.errors import (
+    ConfigError,
     InvalidValueError,
     StorageBusyError,
     StorageClosedError,
     StorageError,
     StorageReadOnlyError,
+    TransactionConflictError,
 )
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, file_path, read_options
 from mycelia_storage.retries import RETRIED, Retries
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MAX_SCANS: Final = 16
+# A verb that others came between is run again so often, and not begun again after so many seconds.
+_ATTEMPTS: Final = 200
+_DEADLINE: Final = 30.0
 
 
 def open_storage(
@@ -53,8 +58,8 @@ def open_storage(
 ) -> Storage:
     """Open a store, or make it.
 
-    `target`: a path; `sqlite:///relative.db` or `sqlite:////absolute.db`; `memory:` for a new store in memory; or a
-    mapping `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
+    `target`: a path; `sqlite:///relative.db` or `sqlite:////absolute.db`; `memory:` for a new store in memory;
+    `postgresql://user@host/database` for a server, which needs the extra `postgres`; or a mapping `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
 
     Raises ConfigError for a bad target or option, NotAStorageFileError for a file of somebody else and
     SchemaVersionError for one of another version (both leave it as it is), StorageBusyError, StorageIOError.
@@ -70,7 +75,16 @@ def open_storage(
 def _open_engine(options: Options) -> Engine:
     if options.backend == "memory":
         return MemoryEngine(options)
-    return SQLiteEngine(options)
+    if options.backend == "sqlite":
+        return SQLiteEngine(options)
+    try:
+        from mycelia_storage.engines.postgres import PostgresEngine
+    except ImportError as error:
+        raise ConfigError(
+            "target: PostgreSQL needs the driver psycopg with its pool: pip install 'mycelia-storage[postgres]' "
+            f"({error})"
+        ) from error
+    return PostgresEngine(options)
 
 
 class Storage(Verbs):
@@ -87,7 +101,7 @@ class Storage(Verbs):
         self._auto = engine.auto
         self._home = Home(engine, options)
         self._inside = self._home.inside
-        self._clock = options.clock
+        self._clock = engine.clock
         self._max_value_bytes = options.max_value_bytes
         self._is_read_only = options.read_only
         self._scan_slots = deque(range(MAX_SCANS))
@@ -311,15 +325,23 @@ class Storage(Verbs):
 
     def _alone(self, step: Callable[[Primitives, int], R], durable: bool) -> R:
         """A transaction of its own, where the step may run what callers have given: they must not use the store."""
-        session = self._engine.begin(durable=durable, wait=None)
-        who = self._home.enter()
-        try:
-            result = step(session, self._now())
-            session.commit()
-        finally:
-            self._home.leave(who)
-            session.rollback()
-        return result
+        retries = Retries(_ATTEMPTS, _DEADLINE)
+        while True:
+            session = self._engine.begin(durable=durable, wait=None)
+            who = self._home.enter()
+            try:
+                result = step(session, self._now())
+                session.commit()
+            except TransactionConflictError:
+                pause = retries.pause()
+                if pause is None:
+                    raise
+            else:
+                return result
+            finally:
+                self._home.leave(who)
+                session.rollback()
+            time.sleep(pause)
 
     def _share(self, calls: Sequence[Call], wait: float | None = None) -> None:
         """Run every call in one shared commit, in order; afterwards each has its result or its error.

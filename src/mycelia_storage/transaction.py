@@ -62,7 +62,7 @@ class Home:
 
     def __init__(self, engine: Engine, options: Options) -> None:
         self._engine = engine
-        self._clock = options.clock
+        self._clock = engine.clock
         self.max_value_bytes: int = options.max_value_bytes
         self.read_only: bool = options.read_only
         self._can_be_durable = options.synchronous != "OFF"

@@ -317,10 +317,13 @@ class Engine(Protocol):
 
     `reads_at_once`: the primitives that read a few rows by their keys take microseconds, and inside a `Hurry` raise
     StorageBusyError where they would have to wait. An event loop's own thread may call them then.
+
+    `clock` gives the store's time in seconds since 1970: the one that was given, or else this machine's, or a server's.
     """
 
     backend: str
     reads_at_once: bool
+    clock: Callable[[], float]
 
     @property
     def auto(self) -> Primitives:
@@ -330,9 +333,11 @@ class Engine(Protocol):
     def begin(
         self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool = False, wait: float | None
     ) -> Session:
-        """Open a transaction; a writing one holds the write lock from here on.
+        """Open a transaction, which reads the state of this moment.
 
-        `wait` bounds the wait for the lock in seconds (None: the configured `busy_timeout`), then StorageBusyError.
+        One that writes either holds the write lock from here on, or any call on it may raise TransactionConflictError,
+        which has ended it, where another one came between. `wait` bounds the wait for the lock, or for a connection, in
+        seconds (None: the configured `busy_timeout`), then StorageBusyError.
         `durable` makes its commit survive a power cut. `isolation` is the least isolation wanted; an engine may give
         more.
         """

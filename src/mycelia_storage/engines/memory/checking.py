@@ -15,18 +15,18 @@ from mycelia_storage.checking import (
     problem_of_namespace,
     problem_of_newer,
 )
+from mycelia_storage.engines.claims import claim_of
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.state import State, is_live
-from mycelia_storage.engines.memory.unique import claim_of
 from mycelia_storage.errors import StorageCorruptError
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mycelia_storage.engines.claims import Claim
     from mycelia_storage.engines.engine import Row
     from mycelia_storage.engines.memory.state import Table
-    from mycelia_storage.engines.memory.unique import Claim
 
 _ROWS_BETWEEN_LOOKS: Final = 1000
 

@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mycelia_storage.engines import forking
+from mycelia_storage.engines import files, forking
 from mycelia_storage.engines.engine import (
     EngineStatus,
     IndexRow,
@@ -29,11 +29,18 @@ from mycelia_storage.engines.engine import (
 )
 from mycelia_storage.engines.limits import is_hurried
 from mycelia_storage.engines.line import Line
-from mycelia_storage.engines.memory import checking, files
+from mycelia_storage.engines.memory import checking
 from mycelia_storage.engines.memory.state import Changes, State
 from mycelia_storage.engines.memory.view import View
 from mycelia_storage.engines.sqlite.pages import require_driver
-from mycelia_storage.errors import ConfigError, StorageBusyError, StorageClosedError, StorageError, TransactionError
+from mycelia_storage.errors import (
+    CapacityError,
+    ConfigError,
+    StorageBusyError,
+    StorageClosedError,
+    StorageError,
+    TransactionError,
+)
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
@@ -232,12 +239,12 @@ class MemoryEngine:
         self.capacity: int | None = options.capacity
         self.lock: AbstractContextManager[object] = _Lock()
         self._busy_timeout = options.busy_timeout
-        self._clock = options.clock
+        self.clock: Callable[[], float] = options.clock
         self._line = Line()
         self._state = State()
         self._sessions: weakref.WeakSet[MemorySession] = weakref.WeakSet()
         self._closed = False
-        self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self._clock() * 1000))
+        self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self.clock() * 1000))
         self.auto: Primitives = MemoryAuto(self, self._state)
         forking.register(self)
 
@@ -296,7 +303,7 @@ class MemoryEngine:
 
     def time(self, now: int) -> int:
         """The time of a write that is a transaction of its own, read under the lock: not before a write it follows."""
-        return max(now, round(self._clock() * 1_000_000))
+        return max(now, round(self.clock() * 1_000_000))
 
     def ended_error(self) -> StorageError:
         """Why a session takes no more calls."""
@@ -323,7 +330,9 @@ class MemoryEngine:
         """Write a SQLite file of what is committed."""
         with self.lock:
             state = self._state.share()
-        files.write(state, path, self._options, overwrite=overwrite, progress=progress)
+        now = self.time(0)
+        contents = state.contents(now)
+        files.write(contents, path, self._options, now // 1000, overwrite=overwrite, progress=progress)
 
     def restore(self, path: str, *, progress: Progress | None) -> None:
         """Put what such a file holds in place of everything."""
@@ -331,7 +340,13 @@ class MemoryEngine:
             pass
         with tempfile.TemporaryDirectory() as made:
             directory = os.path.realpath(made)  # no link in it, which no store is opened through
-            restored = files.read(path, self._options, os.path.join(directory, "store"), progress)
+            with files.read(path, self._options, os.path.join(directory, "store"), progress) as contents:
+                if self.capacity is not None and contents.total > self.capacity:
+                    message = (
+                        f"{path}: the file holds {contents.total} entries, and capacity={self.capacity} is the limit"
+                    )
+                    raise CapacityError(message)
+                restored = State.of(contents)
         session = self.begin(wait=None)
         try:
             with self.lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, TypeAlias
 
-from mycelia_storage.engines.memory.unique import candidate_of
+from mycelia_storage.engines.claims import candidate_of
 from mycelia_storage.matching import in_order, is_behind, position
 
 if TYPE_CHECKING:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from heapq import heapify, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from mycelia_storage.engines.files import ROWS_AT_ONCE, Contents
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.unique import Claims
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Row
     from mycelia_storage.filters import SortKey
@@ -139,6 +141,28 @@ class State:
         shared.floor = self.floor
         shared.indexes = self.indexes.copy()
         return shared
+
+    def contents(self, now: int) -> Contents:
+        """All of it that has not expired. Nobody changes the state meanwhile."""
+
+        def rows() -> Iterator[tuple[str, list[Row]]]:
+            for name, table in self.tables.items():
+                left = iter(table.rows.values())
+                while some := list(islice(left, ROWS_AT_ONCE)):
+                    yield name, [row for row in some if is_live(row, now)]
+
+        return Contents(list(self.registered.values()), self.floor, self.size(), rows(), list(self.indexes.values()))
+
+    @classmethod
+    def of(cls, contents: Contents) -> State:
+        """A state that holds it."""
+        state = cls()
+        state.registered = {row.name: row for row in contents.namespaces}
+        state.floor = contents.floor
+        for namespace, rows in contents.rows:
+            state.tables.setdefault(namespace, Table({})).rows.update((row.key, row) for row in rows)
+        state.indexes = {index.name: index for index in contents.indexes}
+        return state
 
     def become(self, other: State) -> None:
         """Hold what another state holds, and give no version that was given before."""

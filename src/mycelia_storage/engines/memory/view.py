@@ -10,11 +10,12 @@ from heapq import heappop
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from mycelia_storage.engines.claims import candidate_of, claim_of
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Newer, Outline, PlanRow, PutRow, Query, Row, Tally
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
-from mycelia_storage.engines.memory.unique import Claims, candidate_of, claim_of, duplicates
+from mycelia_storage.engines.memory.unique import Claims, duplicates
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.keys import matches
 from mycelia_storage.matching import compile_filter, in_order, position

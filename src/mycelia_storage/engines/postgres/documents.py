@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _EXACT_FLOATS: Final = 2**53
 _GREATEST: Final = 2**64
@@ -32,6 +35,15 @@ def query_form(text: str) -> str:
     if _SUSPECT.search(text) is None and text[:1] not in _QUICK:
         return text
     return _TOKEN.sub(_exact, text)
+
+
+def forms_of(texts: Iterable[str | None]) -> list[str | None]:
+    """The query forms of those texts that are not their own; None for the others."""
+    forms: list[str | None] = []
+    for text in texts:
+        form = None if text is None else query_form(text)
+        forms.append(None if form is text else form)
+    return forms
 
 
 def number(value: float) -> str:

@@ -80,7 +80,7 @@ def indexed_paths(indexes: Iterable[IndexRow], namespace: str) -> frozenset[Path
     return frozenset(key.path for index in indexes if index.namespace in (None, namespace) for key in index.fields)
 
 
-def index_sql(index: IndexRow) -> str:
+def index_sql(index: IndexRow, schema: str) -> str:
     """The statement that builds an index."""
     columns = [] if index.namespace is not None else ["namespace"]
     places = [FieldSQL(key.path, is_definition=True) for key in index.fields]
@@ -93,12 +93,12 @@ def index_sql(index: IndexRow) -> str:
         columns.append("key DESC" if index.fields[-1].descending else "key")
     kind = "UNIQUE INDEX" if index.is_unique else "INDEX"
     where = "" if index.namespace is None else f" WHERE namespace = {text_literal(index.namespace)}"
-    return f"CREATE {kind} {sql_name(index.name)} ON entries ({', '.join(columns)}){where}"
+    return f"CREATE {kind} {sql_name(index.name)} ON {schema}.entries ({', '.join(columns)}){where}"
 
 
-def drop_sql(name: str) -> str:
+def drop_sql(name: str, schema: str) -> str:
     """The statement that removes an index."""
-    return f"DROP INDEX {sql_name(name)}"
+    return f"DROP INDEX {schema}.{sql_name(name)}"
 
 
 def _is_scalar(place: FieldSQL) -> str:
@@ -121,7 +121,7 @@ def _unlike(places: list[FieldSQL]) -> str:
 # ---- what a unique index refuses
 
 
-def duplicates_sql(index: IndexRow) -> str:
+def duplicates_sql(index: IndexRow, schema: str) -> str:
     """Which keys have the same value: namespace, the first and the last of them."""
     places = [field_sql(key.path) for key in index.fields]
     columns = ["e.namespace"]
@@ -129,7 +129,7 @@ def duplicates_sql(index: IndexRow) -> str:
         columns += [place.P, place.S] if place.is_json else [place.column]
     where = "" if index.namespace is None else f" AND e.namespace = {text_literal(index.namespace)}"
     return (
-        "SELECT e.namespace, min(e.key), max(e.key) FROM entries AS e "
+        f"SELECT e.namespace, min(e.key), max(e.key) FROM {schema}.entries AS e "
         f"WHERE {' AND '.join(map(_is_scalar, places))}{where} "
         f"GROUP BY {', '.join(columns)} HAVING count(*) > 1 LIMIT 3"
     )
@@ -142,16 +142,19 @@ def duplicates_error(index: IndexRow, found: Iterable[tuple[str, str, str]]) -> 
     return UniqueIndexError(f"unique index {index.name!r}: {message}", index.name)
 
 
-def owner_sql(index: IndexRow, namespace: str, candidate: Candidate) -> tuple[str, list[object]] | None:
+def owner_sql(
+    index: IndexRow, namespace: str, candidate: Candidate, now: int, schema: str
+) -> tuple[str, list[object]] | None:
     """The statement that finds who else has the value of an entry, and what it binds; None where none can have it."""
     places, _ = position(index.fields, candidate)
     bindings = Bindings()
-    conditions = [f"e.namespace = {text_literal(namespace)}", f"e.key <> {bindings.text(candidate.key)}"]
+    live = f"(e.expires_at IS NULL OR e.expires_at > {bindings.add(str(now // 1000), 'bigint')})"
+    conditions = [live, f"e.namespace = {text_literal(namespace)}", f"e.key <> {bindings.text(candidate.key)}"]
     for key, (is_missing, kind, value) in zip(index.fields, places, strict=True):
         if is_missing or kind == 6:
             return None
         conditions.append(Conditions(bindings).same(key.path, kind, value))
-    return f"SELECT e.key FROM entries AS e WHERE {' AND '.join(conditions)} LIMIT 1", bindings.values
+    return f"SELECT e.key FROM {schema}.entries AS e WHERE {' AND '.join(conditions)} LIMIT 1", bindings.values
 
 
 def owned_error(index: IndexRow, namespace: str, key: str, owner: str) -> UniqueIndexError:

@@ -66,7 +66,10 @@ class Statement:
     but a sort without an index is better made in one go.
     """
 
-    def __init__(self, namespace: str, query: Query, now: int, indexed: frozenset[Path] | None = None) -> None:
+    def __init__(
+        self, namespace: str, query: Query, now: int, schema: str, indexed: frozenset[Path] | None = None
+    ) -> None:
+        self._table = f"{schema}.entries"
         self._bindings = Bindings()
         self._query = query
         self._indexed = indexed
@@ -130,12 +133,12 @@ class Statement:
     def count(self) -> str:
         """How many match."""
         self._begin()
-        return f"SELECT count(*) FROM entries AS e WHERE {self._shared}"
+        return f"SELECT count(*) FROM {self._table} AS e WHERE {self._shared}"
 
     def delete(self) -> str:
         """Remove them; gives their versions, and when they would have expired."""
         self._begin()
-        return f"DELETE FROM entries AS e WHERE {self._shared} RETURNING e.version, e.expires_at"
+        return f"DELETE FROM {self._table} AS e WHERE {self._shared} RETURNING e.version, e.expires_at"
 
     # ---- parts
 
@@ -147,7 +150,7 @@ class Statement:
 
     def _select(self, *conditions: str, more: str = "") -> str:
         where = all_of([self._shared, *conditions])
-        return f"SELECT {COLUMNS}{more} FROM entries AS e WHERE {where}"
+        return f"SELECT {COLUMNS}{more} FROM {self._table} AS e WHERE {where}"
 
     def _key_term(self) -> str:
         return "e.key DESC" if self._descends else "e.key"

@@ -91,6 +91,7 @@ class SQLiteEngine:
     def __init__(self, options: Options) -> None:
         pages.require_driver(options)
         self._options = options
+        self.clock: Callable[[], float] = options.clock
         self.path: Final = options.path
         if self.path in forking.inherited:
             raise StorageClosedError(f"{self.path}: {_FORKED}")

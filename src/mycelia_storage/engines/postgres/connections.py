@@ -1,0 +1,262 @@
+"""`Connections`: psycopg's pool, and what this library wants of it.
+
+Called by the engine. A connection is lent to one caller at a time. Before it is lent it is looked whether the server
+has closed it meanwhile, which costs a microsecond: what is lent has a good chance to work, so that a restart of the
+server, or a failover, costs no caller an error. Whoever finds a connection lost gives it back as such, and takes
+another one.
+
+The pool's own way of trying again grows slower with every attempt; here it tries once, and a caller who waits asks it
+to try again a few times a second. So it is known why there is no connection when the time is over: the others have
+them all (StorageBusyError), or the server is away (StorageUnavailableError).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+import psycopg.conninfo
+import psycopg_pool
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import TupleRow
+
+from mycelia_storage.engines.limits import is_limited, is_over, time_left, timeout_error
+from mycelia_storage.engines.postgres.failures import cause_of, to_storage_error
+from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from psycopg.abc import PQGen
+
+    from mycelia_storage.engines.postgres.clock import ServerClock
+
+RV = TypeVar("RV")
+LOG: Final = logging.getLogger("mycelia_storage")
+
+# A caller who waits for a connection asks for one to be opened so often.
+_SLICE_SECONDS: Final = 0.1
+# What has a limit is looked at so often.
+_LOOK_SECONDS: Final = 0.02
+_CANCEL_SECONDS: Final = 5.0
+# A warning with this state, while a commit is under way, says that it was not confirmed by a standby.
+_WARNING: Final = "01000"
+
+
+class Connection(psycopg.Connection[TupleRow]):
+    """One connection, with the one cursor that everything runs on, and the flag that a commit was not confirmed."""
+
+    raw: psycopg.RawCursor[TupleRow]
+    is_unconfirmed: bool = False
+
+    def get_ready(self) -> None:
+        """Called once, when it is open."""
+        self.raw = psycopg.RawCursor(self)
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN)
+        self.add_notice_handler(self._notice)
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == _WARNING and diagnostic.severity_nonlocalized == "WARNING":
+            self.is_unconfirmed = True
+
+    def is_usable(self) -> bool:
+        """Whether the server is still there, as far as can be known without a question."""
+        if self._poll.poll(0):
+            # The server says something without being asked: good bye, mostly.
+            try:
+                self.pgconn.consume_input()
+            except psycopg.Error:
+                return False
+            if self.pgconn.status != ConnStatus.OK or self._poll.poll(0):
+                return False
+        return not self.closed
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """As the driver does; what has a limit is cancelled when it is over."""
+        if is_limited():
+            return super().wait(self._watched(gen), _LOOK_SECONDS, timeout)
+        return super().wait(gen, interval, timeout)
+
+    def _watched(self, gen: PQGen[RV]) -> Generator[Any, Any, RV]:
+        cancelled = False
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not cancelled and not ready and is_over():
+                    cancelled = True
+                    self.cancel_soon()
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: RV = end.value
+            return result
+
+    def cancel_soon(self) -> None:
+        """Ask the server to stop what runs on it. The answer to that is an error of its own."""
+        try:
+            self.cancel_safe(timeout=_CANCEL_SECONDS)
+        except psycopg.Error as error:
+            LOG.warning("a statement that is over could not be cancelled: %s", type(error).__name__)
+
+
+class Connections:
+    """At most so many connections for callers, and those that scans open besides."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        where: str,
+        clock: ServerClock | None,
+        *,
+        least: int,
+        most: int,
+        patience: float,
+        prepare_threshold: int | None,
+    ) -> None:
+        self._conninfo = conninfo
+        self._where = where
+        self._clock = clock
+        self._least, self.most = least, most
+        self._patience = patience
+        self._settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": prepare_threshold}
+        self._last_failure: tuple[float, psycopg.Error] | None = None
+        # Of transactions that nobody has any more. The garbage collector put them here, which must not take a lock.
+        self.abandoned: deque[Connection] = deque()
+        self.is_closed = False
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
+        return psycopg_pool.ConnectionPool(
+            self._conninfo,
+            connection_class=self._class_of_connections(),
+            kwargs=self._settings,
+            configure=Connection.get_ready,
+            min_size=self._least,
+            max_size=self.most,
+            timeout=self._patience,
+            reconnect_timeout=0,
+            open=False,
+            name="mycelia-storage",
+        )
+
+    def _class_of_connections(self) -> type[Connection]:
+        noted = self
+
+        class Noting(Connection):
+            """Notes why it could not connect, which the pool only logs."""
+
+            @classmethod
+            def connect(cls, conninfo: str = "", **settings: Any) -> Any:
+                try:
+                    return super().connect(conninfo, **settings)
+                except psycopg.Error as error:
+                    noted._last_failure = (time.monotonic(), error)
+                    raise
+
+        return Noting
+
+    def open(self) -> None:
+        """Let the pool begin. Nothing is connected here."""
+        self._pool.open()
+
+    def extra(self) -> Connection:
+        """A connection outside the pool, which the caller closes."""
+        if self.is_closed:
+            raise StorageClosedError("the store is closed")
+        try:
+            connection: Connection = Connection.connect(self._conninfo, **self._settings)
+        except psycopg.Error as error:
+            raise to_storage_error(error, self._where) from cause_of(error)
+        connection.get_ready()
+        return connection
+
+    def lend(self, wait: float | None = None) -> Connection:
+        """A connection that seems to work; `wait` bounds the wait in seconds.
+
+        Raises StorageBusyError, StorageUnavailableError, StorageTimeoutError, StorageClosedError.
+        """
+        started = time.monotonic()
+        patience = self._patience if wait is None else wait
+        while True:
+            while self.abandoned:
+                self.give_back(self.abandoned.popleft())
+            left = started + patience - time.monotonic()
+            try:
+                connection = self._pool.getconn(max(0.0, min(left, _SLICE_SECONDS, time_left(left))))
+            except psycopg_pool.PoolTimeout:
+                if is_over():
+                    raise timeout_error() from None
+                if left <= _SLICE_SECONDS and started + patience <= time.monotonic():
+                    raise self._why_none(started, patience) from None
+                continue
+            except psycopg_pool.PoolClosed:
+                raise StorageClosedError("the store is closed") from None
+            if connection.is_usable() and self._told_the_time(connection):
+                return connection
+            self.give_back(connection, lost=True)
+
+    def _told_the_time(self, connection: Connection) -> bool:
+        """Ask for the server's time where that is due; False where the connection is lost over it."""
+        if self._clock is not None and self._clock.is_due():
+            try:
+                self._clock.ask(connection.raw)
+            except psycopg.Error:
+                return False
+        return True
+
+    def _why_none(self, started: float, patience: float) -> StorageError:
+        failure = self._last_failure
+        if failure is None or failure[0] < started:
+            return StorageBusyError(
+                f"{self._where}: all {self.most} connections (pool_max) were in use for {patience:g} s"
+            )
+        error = to_storage_error(failure[1], self._where)
+        if not isinstance(error, StorageUnavailableError):
+            return error
+        return StorageUnavailableError(f"{self._where}: the server could not be reached for {patience:g} s")
+
+    def give_back(self, connection: Connection, *, lost: bool = False) -> None:
+        """Whoever has found it lost says so: it is closed then, and another one takes its place."""
+        if lost or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            self._end(connection, lost=lost)
+        with contextlib.suppress(psycopg_pool.PoolClosed):
+            self._pool.putconn(connection)
+
+    @staticmethod
+    def _end(connection: Connection, *, lost: bool) -> None:
+        """Roll back what is open, or close it where that does not work."""
+        if not lost and not connection.closed:
+            try:
+                connection.execute("ROLLBACK")  # on a cursor of its own: another thread may read from the other one
+            except psycopg.Error:
+                lost = True
+        if lost:
+            connection.close()
+
+    def lent(self) -> int:
+        """How many are with callers now."""
+        stats = self._pool.get_stats()
+        return stats.get("pool_size", 0) - stats.get("pool_available", 0)
+
+    def forget(self) -> list[object]:
+        """For the child of a fork: begin anew. Gives what has to be kept, so that nobody says good bye to the server.
+
+        The parent goes on to use what came along.
+        """
+        kept: list[object] = [self._pool, list(self.abandoned)]
+        self.abandoned = deque()
+        if not self.is_closed:
+            self._pool = self._new_pool()
+            self._pool.open()
+        return kept
+
+    def close(self) -> None:
+        """Close them all; those that are lent when they come back."""
+        self.is_closed = True
+        self._pool.close()
