@@ -7,6 +7,7 @@ the few methods at the end of the class.
 from __future__ import annotations
 
 import copy
+import importlib
 import time
 from collections import deque
 from inspect import iscoroutine, isgenerator
@@ -59,10 +60,12 @@ def open_storage(
     """Open a store, or make it.
 
     `target`: a path; `sqlite:///relative.db` or `sqlite:////absolute.db`; `memory:` for a new store in memory;
-    `postgresql://user@host/database` for a server, which needs the extra `postgres`; or a mapping `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
+    `postgresql://user@host/database` for a server, which needs the extra `postgres`; or a mapping
+    `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
 
     Raises ConfigError for a bad target or option, NotAStorageFileError for a file of somebody else and
-    SchemaVersionError for one of another version (both leave it as it is), StorageBusyError, StorageIOError.
+    SchemaVersionError for one of another version (both leave it as it is), StorageBusyError, StorageIOError,
+    StorageUnavailableError where a server cannot be reached.
 
     >>> with open_storage("memory:") as store:
     ...     store.set("greeting", {"text": "hello"}) > 0
@@ -78,13 +81,14 @@ def _open_engine(options: Options) -> Engine:
     if options.backend == "sqlite":
         return SQLiteEngine(options)
     try:
-        from mycelia_storage.engines.postgres import PostgresEngine
+        package = importlib.import_module("mycelia_storage.engines.postgres")
     except ImportError as error:
         raise ConfigError(
             "target: PostgreSQL needs the driver psycopg with its pool: pip install 'mycelia-storage[postgres]' "
             f"({error})"
         ) from error
-    return PostgresEngine(options)
+    engine: Engine = package.PostgresEngine(options)
+    return engine
 
 
 class Storage(Verbs):

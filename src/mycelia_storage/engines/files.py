@@ -73,7 +73,7 @@ def write(
 
 @contextlib.contextmanager
 def read(path: str, options: Options, beside: str, progress: Progress | None) -> Iterator[Contents]:
-    """What such a file holds, to be read within the block. The copy that is looked at stands in `beside`'s directory."""
+    """What such a file holds, to be read within the block. A copy of it is looked at, in the directory of `beside`."""
     teller = Teller(progress)
     with copying.prepared(path, options, teller, beside=beside) as source:
         with failing_as(path):

@@ -41,7 +41,8 @@ FLOOR: Final = "SELECT floor FROM {s}.state"
 MADE: Final = """
 SELECT c.relname::text, i.indisvalid AND i.indisready, i.indisunique FROM pg_catalog.pg_index AS i
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-WHERE i.indrelid = (SELECT t.oid FROM pg_catalog.pg_class AS t JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
+WHERE i.indrelid = (
+  SELECT t.oid FROM pg_catalog.pg_class AS t JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
   WHERE n.nspname = $1 AND t.relname = 'entries')"""
 
 _AT_ONCE: Final = 500

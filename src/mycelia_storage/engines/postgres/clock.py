@@ -9,10 +9,10 @@ error is half the time of a round trip, and what this machine's clock gains in a
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import psycopg
+    from mycelia_storage.engines.postgres.connections import Cursor
 
 NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -35,7 +35,7 @@ class ServerClock:
         """Whether the server is to be asked again."""
         return time.monotonic() >= self._ask_again
 
-    def ask(self, cursor: psycopg.RawCursor[Any]) -> None:
+    def ask(self, cursor: Cursor) -> None:
         """Ask the server. Raises what the driver raises."""
         before = time.monotonic()
         (microseconds,) = cursor.execute(NOW).fetchone() or (0,)

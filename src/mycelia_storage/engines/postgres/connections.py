@@ -17,7 +17,7 @@ import logging
 import select
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
 
 import psycopg
 import psycopg.conninfo
@@ -30,7 +30,7 @@ from mycelia_storage.engines.postgres.failures import cause_of, to_storage_error
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from psycopg.abc import PQGen
 
@@ -48,15 +48,37 @@ _CANCEL_SECONDS: Final = 5.0
 _WARNING: Final = "01000"
 
 
+class Cursor(Protocol):
+    """What is used of psycopg's RawCursor. It takes any text: the statements are put together here."""
+
+    statusmessage: str | None
+
+    def execute(self, query: str, params: Sequence[object] | None = None, *, prepare: bool | None = None) -> Self:
+        """Run a statement; `$1` is the first of `params`. Without them it may be several."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """All rows."""
+        ...
+
+    def nextset(self) -> bool | None:
+        """Go on to what the next statement gave."""
+        ...
+
+
 class Connection(psycopg.Connection[TupleRow]):
     """One connection, with the one cursor that everything runs on, and the flag that a commit was not confirmed."""
 
-    raw: psycopg.RawCursor[TupleRow]
+    raw: Cursor
     is_unconfirmed: bool = False
 
     def get_ready(self) -> None:
         """Called once, when it is open."""
-        self.raw = psycopg.RawCursor(self)
+        self.raw = cast("Cursor", psycopg.RawCursor(self))
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.add_notice_handler(self._notice)

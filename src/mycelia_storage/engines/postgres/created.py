@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mycelia_storage.engines.engine import PutRow
-    from mycelia_storage.engines.postgres.statements import Cursor
+    from mycelia_storage.engines.postgres.connections import Cursor
 
 ALL: Final = "SELECT name, namespace, fields, is_unique, created_at FROM {s}.indexes ORDER BY name"
 ADD: Final = """
@@ -48,7 +48,7 @@ def all_indexes(cursor: Cursor, schema: str) -> list[IndexRow]:
 
 
 def create(cursor: Cursor, schema: str, index: IndexRow) -> None:
-    """Make it, in a transaction. Raises CapacityError, and what the driver raises where two rows have the same value."""
+    """Make it, in a transaction. Raises CapacityError, and the driver's error where two rows have the same value."""
     if len(all_indexes(cursor, schema)) >= MAX_INDEXES:
         raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
     bound = (index.name, index.namespace, fields_text(index.fields), index.is_unique, index.created_at)

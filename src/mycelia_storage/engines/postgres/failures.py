@@ -39,7 +39,7 @@ CANCELLED: Final = "57014"
 _ENDS: Final = ("57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
 
 
-class Taken(Exception):
+class TakenError(Exception):
     """A unique index refused a row: inside of this package only. `constraint` is its name in the database."""
 
     def __init__(self, constraint: str) -> None:
@@ -107,10 +107,10 @@ def is_conflict(error: psycopg.Error) -> bool:
     return state_of(error) in CONFLICTS
 
 
-def taken(error: psycopg.Error) -> Taken | None:
+def taken(error: psycopg.Error) -> TakenError | None:
     """Where a created unique index, and not a primary key, refused a row."""
     constraint = error.diag.constraint_name or ""
-    return Taken(constraint) if state_of(error) == UNIQUE and not constraint.endswith("_pkey") else None
+    return TakenError(constraint) if state_of(error) == UNIQUE and not constraint.endswith("_pkey") else None
 
 
 def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = False) -> StorageError:

@@ -38,7 +38,8 @@ ROLLBACK: Final = "ROLLBACK"
 # By the catalogue, since what is not there cannot be asked.
 TABLES: Final = """
 SELECT c.relname::text FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relname IN ('entries', 'namespaces', 'indexes', 'state')"""
+WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND c.relname IN ('entries', 'namespaces', 'indexes', 'state')"""
 ENCODING: Final = (
     "SELECT pg_encoding_to_char(encoding)::text FROM pg_catalog.pg_database WHERE datname = current_database()"
 )
@@ -127,7 +128,7 @@ def _is_there(connection: Connection, schema: str, where: str) -> bool:
     columns = {name for (name,) in connection.raw.execute(COLUMNS_OF_STATE, (schema,)).fetchall()}
     if tables != _OURS or not columns >= {"id", "schema_version", "floor"}:
         raise NotAStorageFileError(
-            f"{where}: the schema {schema!r} has tables of somebody else ({', '.join(sorted(tables))}): give another one"
+            f"{where}: the schema {schema!r} has tables of somebody else ({', '.join(sorted(tables))}): name another"
         )
     found = connection.raw.execute(VERSION.format(s=quoted(schema))).fetchall()
     if len(found) != 1:

@@ -15,7 +15,6 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from mycelia_storage.engines.limits import is_limited
-from mycelia_storage.engines.postgres.connections import Connection
 from mycelia_storage.engines.postgres.failures import (
     CANCELLED,
     STANDBY,
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mycelia_storage.engines.engine import IndexRow, Isolation
+    from mycelia_storage.engines.postgres.connections import Connection, Cursor
     from mycelia_storage.engines.postgres.engine import PostgresEngine
-    from mycelia_storage.engines.postgres.statements import Cursor
     from mycelia_storage.errors import StorageError
 
 R = TypeVar("R")

@@ -15,7 +15,7 @@ from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutR
 from mycelia_storage.engines.postgres import created
 from mycelia_storage.engines.postgres.documents import forms_of, query_form
 from mycelia_storage.engines.postgres.explaining import EXPLAIN, explained, with_more
-from mycelia_storage.engines.postgres.failures import Taken
+from mycelia_storage.engines.postgres.failures import TakenError
 from mycelia_storage.engines.postgres.indexes import index_row
 from mycelia_storage.engines.postgres.queries import Statement
 from mycelia_storage.engines.postgres.schema import quoted
@@ -24,14 +24,11 @@ from mycelia_storage.engines.postgres.whole_rows import WholeRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import TypeAlias
 
-    import psycopg
-
+    from mycelia_storage.engines.postgres.connections import Cursor
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
 
-    Cursor: TypeAlias = psycopg.RawCursor[Any]
 
 R = TypeVar("R")
 
@@ -151,7 +148,7 @@ _MOST: Final = 2**63 - 1
 class Runner(Protocol):
     """How a step on a cursor is run. It may be run again, after everything it did was undone.
 
-    Raises the library's errors, and Taken.
+    Raises the library's errors, and TakenError.
     """
 
     def read(self, step: Callable[[Cursor], R]) -> R:
@@ -159,7 +156,7 @@ class Runner(Protocol):
         ...
 
     def write(self, step: Callable[[Cursor], R], namespace: str | None = None) -> R:
-        """One statement that writes. Where a namespace is named, the transaction goes on after a Taken."""
+        """One statement that writes. Where a namespace is named, the transaction goes on after a TakenError."""
         ...
 
     def together(self, step: Callable[[Cursor], R]) -> R:
@@ -212,7 +209,7 @@ class Statements(WholeRows):
 
     def _by_keys(self, name: str, namespace: str, keys: Sequence[str]) -> list[Any]:
         if not keys:
-            return self._run.read(lambda cursor: [])  # which is refused where the store is closed
+            return self._run.read(_nothing)  # which is refused where the store is closed
         return self._all(name, (namespace, list(keys)))
 
     def keys(
@@ -299,7 +296,7 @@ class Statements(WholeRows):
 
         try:
             self._run.together(step)
-        except Taken:
+        except TakenError:
             raise self._run.read(lambda cursor: created.duplicates(cursor, self._texts.schema, index)) from None
 
     def _purge_for(self, cursor: Cursor, index: IndexRow, now: int) -> None:
@@ -319,7 +316,7 @@ class Statements(WholeRows):
         text, bound = self._put_one(namespace, rows[0], now) if len(rows) == 1 else self._put_many(namespace, rows, now)
         try:
             found = self._run.write(lambda cursor: cursor.execute(text, bound).fetchall(), namespace)
-        except Taken:
+        except TakenError:
             found = self._put_again(namespace, rows, text, bound, now)
         if len(rows) == 1:
             return [found[0][0]]
@@ -351,7 +348,7 @@ class Statements(WholeRows):
 
         try:
             return self._run.together(step)
-        except Taken as taken:
+        except TakenError as taken:
             constraint = taken.constraint
         raise self._run.read(
             lambda cursor: created.refusal(cursor, self._texts.schema, constraint, namespace, rows, now)
@@ -379,6 +376,11 @@ class Statements(WholeRows):
     def unregister(self, namespace: str) -> None:
         text = self._sql["unregister"]
         self._run.write(lambda cursor: cursor.execute(text, (namespace,)))
+
+
+def _nothing(cursor: Cursor) -> list[Any]:
+    del cursor
+    return []
 
 
 def _counts(cursor: Cursor) -> tuple[int, int]:

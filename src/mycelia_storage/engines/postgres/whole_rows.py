@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from mycelia_storage.engines.engine import Tally
 from mycelia_storage.engines.postgres import created
 from mycelia_storage.engines.postgres.documents import forms_of
-from mycelia_storage.engines.postgres.failures import Taken
+from mycelia_storage.engines.postgres.failures import TakenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mycelia_storage.engines.engine import NamespaceRow, Newer, Outline, Row
-    from mycelia_storage.engines.postgres.statements import Cursor, Runner, Texts
+    from mycelia_storage.engines.postgres.connections import Cursor
+    from mycelia_storage.engines.postgres.statements import Runner, Texts
     from mycelia_storage.keys import KeyRange
 
 _IS_LIVE: Final = "(expires_at IS NULL OR expires_at > {now_ms}::bigint)"
@@ -103,12 +104,13 @@ class WholeRows:
             return
         keys, versions, created, updated, expiries, metadata, values = map(list, zip(*rows, strict=True))
         bound = (
-            namespace, keys, versions, created, updated, expiries, metadata, values, forms_of(metadata), forms_of(values),
+            namespace, keys, versions, created, updated, expiries, metadata, values,
+            forms_of(metadata), forms_of(values),
         )  # fmt: skip
         text = self._sql["place"]
         try:
             self._run.write(lambda cursor: cursor.execute(text, bound), namespace)
-        except Taken:
+        except TakenError:
             self._place_again(namespace, rows, text, bound, now)
 
     def _place_again(self, namespace: str, rows: Sequence[Row], text: str, bound: tuple[object, ...], now: int) -> None:
@@ -120,7 +122,7 @@ class WholeRows:
 
         try:
             self._run.together(step)
-        except Taken as taken:
+        except TakenError as taken:
             constraint = taken.constraint
         else:
             return
