@@ -142,7 +142,7 @@ def test_durations_are_seconds_in_python_and_milliseconds_under_camel_case() -> 
 
 def test_every_option_has_a_default_and_a_check() -> None:
     given = set(StorageOptions.__annotations__)
-    assert given - {"db_path", "base_dir"} == set(Options.__struct_fields__) - {"backend", "path"}
+    assert given - {"db_path", "base_dir"} == set(Options.__struct_fields__) - {"backend", "path", "clock_is_given"}
 
 
 @pytest.mark.parametrize("name", ["../out.db", "/elsewhere/x.db", "a/../../out.db", "link/out.db", ".", "a/.."])

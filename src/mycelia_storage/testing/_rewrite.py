@@ -11,6 +11,7 @@ import pytest
 
 PARTS: Final = (
     "changing",
+    "contract",
     "differential",
     "differential_verbs",
     "facet",
