@@ -19,6 +19,7 @@ from mycelia_storage.checking import (
 )
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.postgres import indexes
+from mycelia_storage.engines.postgres.arrays import Texts
 from mycelia_storage.engines.postgres.documents import query_form
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mycelia_storage.engines.postgres.session import PostgresSession
-    from mycelia_storage.engines.postgres.statements import Texts
+    from mycelia_storage.engines.postgres.statements import Wording
 
 ROWS: Final = """
 SELECT namespace, key, version, created_at, updated_at, expires_at, metadata, value
@@ -48,7 +49,7 @@ WHERE i.indrelid = (
 _AT_ONCE: Final = 500
 
 
-def check(session: PostgresSession, texts: Texts, schema: str, findings: Findings, now: int) -> None:
+def check(session: PostgresSession, texts: Wording, schema: str, findings: Findings, now: int) -> None:
     """Look at everything."""
     registered = {row[0]: row for row in _all(session, NAMESPACES.format(s=texts.schema))}
     for name, metadata, created_at in registered.values():
@@ -73,14 +74,14 @@ def _all(session: PostgresSession, text: str, bound: tuple[object, ...] = ()) ->
     return session.read(lambda cursor: cursor.execute(text, bound).fetchall())
 
 
-def _rows(session: PostgresSession, texts: Texts) -> Iterator[list[Any]]:
+def _rows(session: PostgresSession, texts: Wording) -> Iterator[list[Any]]:
     text, last = ROWS.format(s=texts.schema), ("", "")
     while rows := _all(session, text, (*last, _AT_ONCE)):
         yield rows
         last = rows[-1][:2]
 
 
-def _check_rows(session: PostgresSession, texts: Texts, rows: list[Any], findings: Findings, now: int) -> None:
+def _check_rows(session: PostgresSession, texts: Wording, rows: list[Any], findings: Findings, now: int) -> None:
     sound: list[tuple[str, str, str, str | None]] = []
     for namespace, key, version, created_at, updated_at, expires_at, metadata, value in rows:
         problem = problem_of_entry(namespace, key, value, metadata, created_at, updated_at)
@@ -91,7 +92,7 @@ def _check_rows(session: PostgresSession, texts: Texts, rows: list[Any], finding
             findings.add(f"{named(namespace, key)}: {problem}")
         findings.entries += problem is not None or expires_at is None or expires_at > now // 1000
     if sound:
-        columns = tuple(map(list, zip(*sound, strict=True)))
+        columns = tuple(map(Texts, zip(*sound, strict=True)))
         for namespace, key in _all(session, OTHER_FORM.format(s=texts.schema), columns):
             findings.add(f"{named(namespace, key)}: its query form is not that of its value or metadata")
 

@@ -12,7 +12,6 @@ them all (StorageBusyError), or the server is away (StorageUnavailableError).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import select
 import time
@@ -26,6 +25,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
 from mycelia_storage.engines.limits import is_limited, is_over, time_left, timeout_error
+from mycelia_storage.engines.postgres import arrays
 from mycelia_storage.engines.postgres.failures import cause_of, to_storage_error
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
 
@@ -41,6 +41,8 @@ LOG: Final = logging.getLogger("mycelia_storage")
 
 # A caller who waits for a connection asks for one to be opened so often.
 _SLICE_SECONDS: Final = 0.1
+# A connection more than `pool_min` that nobody needed for so long is closed.
+_IDLE_SECONDS: Final = 60.0
 # What has a limit is looked at so often.
 _LOOK_SECONDS: Final = 0.02
 _CANCEL_SECONDS: Final = 5.0
@@ -78,6 +80,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     def get_ready(self) -> None:
         """Called once, when it is open."""
+        arrays.register(self)  # before the cursor, which takes a copy
         self.raw = cast("Cursor", psycopg.RawCursor(self))
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
@@ -162,6 +165,7 @@ class Connections:
             min_size=self._least,
             max_size=self.most,
             timeout=self._patience,
+            max_idle=_IDLE_SECONDS,
             reconnect_timeout=0,
             open=False,
             name="mycelia-storage",
@@ -184,8 +188,16 @@ class Connections:
         return Noting
 
     def open(self) -> None:
-        """Let the pool begin. Nothing is connected here."""
-        self._pool.open()
+        """Let the pool begin, and wait for its first connections.
+
+        (Whoever came before they are there would make it open others, which then take turns with them: one connection
+        in steady use is twice as fast as two that take turns.)
+        """
+        started = time.monotonic()
+        try:
+            self._pool.open(wait=self._least > 0, timeout=max(self._patience, _SLICE_SECONDS))
+        except psycopg_pool.PoolTimeout:
+            raise self._why_none(started, self._patience) from None
 
     def extra(self) -> Connection:
         """A connection outside the pool, which the caller closes."""
@@ -203,18 +215,18 @@ class Connections:
 
         Raises StorageBusyError, StorageUnavailableError, StorageTimeoutError, StorageClosedError.
         """
-        started = time.monotonic()
         patience = self._patience if wait is None else wait
+        left, started = patience, time.monotonic()
         while True:
             while self.abandoned:
                 self.give_back(self.abandoned.popleft())
-            left = started + patience - time.monotonic()
             try:
                 connection = self._pool.getconn(max(0.0, min(left, _SLICE_SECONDS, time_left(left))))
             except psycopg_pool.PoolTimeout:
                 if is_over():
                     raise timeout_error() from None
-                if left <= _SLICE_SECONDS and started + patience <= time.monotonic():
+                left = started + patience - time.monotonic()
+                if left <= 0:
                     raise self._why_none(started, patience) from None
                 continue
             except psycopg_pool.PoolClosed:
@@ -247,8 +259,7 @@ class Connections:
         """Whoever has found it lost says so: it is closed then, and another one takes its place."""
         if lost or connection.pgconn.transaction_status != TransactionStatus.IDLE:
             self._end(connection, lost=lost)
-        with contextlib.suppress(psycopg_pool.PoolClosed):
-            self._pool.putconn(connection)
+        self._pool.putconn(connection)  # which closes it where the pool is closed
 
     @staticmethod
     def _end(connection: Connection, *, lost: bool) -> None:

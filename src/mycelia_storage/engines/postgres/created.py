@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mycelia_storage.engines.claims import Claim, candidate_of, claim_of
 from mycelia_storage.engines.engine import IndexRow, Row
+from mycelia_storage.engines.postgres.arrays import Texts
 from mycelia_storage.engines.postgres.indexes import (
     by_sql_name,
     drop_sql,
@@ -79,7 +80,7 @@ def refusal(
     if index is None:  # it was dropped meanwhile
         return refused_error(namespace, rows[0][0])
     kept: dict[str, str | None] = dict(
-        cursor.execute(METADATA.format(s=schema), (namespace, [row[0] for row in rows], now // 1000)).fetchall()
+        cursor.execute(METADATA.format(s=schema), (namespace, Texts([row[0] for row in rows]), now // 1000)).fetchall()
     )
     owners: dict[Claim, str] = {}
     written: set[str] = set()

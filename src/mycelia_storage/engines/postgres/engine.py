@@ -19,7 +19,7 @@ from mycelia_storage.engines.postgres.clock import ServerClock
 from mycelia_storage.engines.postgres.connections import Connections
 from mycelia_storage.engines.postgres.failures import STANDBY, cause_of, is_lost, state_of, to_storage_error
 from mycelia_storage.engines.postgres.session import LOCAL, Auto, PostgresSession, closed_or_ended
-from mycelia_storage.engines.postgres.statements import Texts
+from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
     ConfigError,
     OutcomeUnknownError,
@@ -77,7 +77,7 @@ class PostgresEngine:
         settings = _settings(options)
         self._parameters = psycopg.conninfo.conninfo_to_dict(settings)
         self.where: str = _shown(self._parameters)
-        self.texts: Texts = Texts(options.schema)
+        self.texts: Wording = Wording(options.schema)
         server_clock = None if options.clock_is_given else ServerClock()
         self.clock: Callable[[], float] = server_clock or options.clock
         # Behind a pooler the settings of a connection are not this store's own: they are given to each transaction.

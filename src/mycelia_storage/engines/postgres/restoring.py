@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.engine import Progress, Row
     from mycelia_storage.engines.postgres.session import PostgresSession
-    from mycelia_storage.engines.postgres.statements import Texts
+    from mycelia_storage.engines.postgres.statements import Wording
     from mycelia_storage.options import Options
 
 # Readers go on with the old state until the commit; writers wait for it.
@@ -47,7 +47,12 @@ def contents_of(session: PostgresSession, now: int) -> Contents:
 
 
 def restore(
-    begin: Callable[[], PostgresSession], texts: Texts, path: str, options: Options, now: int, progress: Progress | None
+    begin: Callable[[], PostgresSession],
+    words: Wording,
+    path: str,
+    options: Options,
+    now: int,
+    progress: Progress | None,
 ) -> None:
     """Put what a file holds in place of everything, in one transaction."""
     with tempfile.TemporaryDirectory() as made:
@@ -55,18 +60,18 @@ def restore(
         with files.read(path, options, beside, progress) as contents:
             session = begin()
             try:
-                _replace(session, texts, contents, now)
+                _replace(session, words, contents, now)
                 session.commit()
             finally:
                 session.rollback()
 
 
-def _replace(session: PostgresSession, texts: Texts, contents: Contents, now: int) -> None:
+def _replace(session: PostgresSession, words: Wording, contents: Contents, now: int) -> None:
     def empty(cursor: Any) -> None:
-        cursor.execute(LOCK.format(s=texts.schema))
-        cursor.execute(RAISE_FLOOR.format(s=texts.schema), (contents.floor,))
-        cursor.execute(NO_ENTRIES.format(s=texts.schema))
-        cursor.execute(NO_NAMESPACES.format(s=texts.schema))
+        cursor.execute(LOCK.format(s=words.schema))
+        cursor.execute(RAISE_FLOOR.format(s=words.schema), (contents.floor,))
+        cursor.execute(NO_ENTRIES.format(s=words.schema))
+        cursor.execute(NO_NAMESPACES.format(s=words.schema))
 
     session.write(empty)
     for index in session.indexes():

@@ -90,7 +90,7 @@ class Auto(Statements):
         """One statement, which commits itself: where the connection is lost over it, nobody knows its outcome."""
         del namespace
         left = self._connections.most
-        retries = self._engine.retries()
+        retries = None
         while True:
             connection = self._connections.lend()
             connection.is_unconfirmed = False
@@ -106,8 +106,10 @@ class Auto(Statements):
                     left -= 1
                     continue
                 failure = self._engine.failure(error, committing=True)
-                if isinstance(failure, TransactionConflictError) and retries.wait():
-                    continue
+                if isinstance(failure, TransactionConflictError):
+                    retries = retries or self._engine.retries()
+                    if retries.wait():
+                        continue
                 raise failure from cause_of(error)
             except BaseException:
                 self._connections.give_back(connection)

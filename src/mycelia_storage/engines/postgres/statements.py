@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
 from mycelia_storage.engines.postgres import created
+from mycelia_storage.engines.postgres.arrays import Numbers, Texts
 from mycelia_storage.engines.postgres.documents import forms_of, query_form
 from mycelia_storage.engines.postgres.explaining import EXPLAIN, explained, with_more
 from mycelia_storage.engines.postgres.failures import TakenError
@@ -70,11 +71,6 @@ ON CONFLICT (name) DO NOTHING RETURNING 1""",
     "unregister": "DELETE FROM {s}.namespaces WHERE name = $1",
 }
 
-_REGISTERED: Final = """
-WITH registered AS (
-  INSERT INTO {s}.namespaces (name, metadata, created_at)
-  SELECT $1, NULL, $2::bigint WHERE NOT EXISTS (SELECT 1 FROM {s}.namespaces WHERE name = $1)
-  ON CONFLICT (name) DO NOTHING)"""
 _INSERT: Final = """
 INSERT INTO {s}.entries AS e
   (namespace, key, version, created_at, updated_at, expires_at, metadata, meta, value, doc)"""
@@ -91,21 +87,27 @@ ON CONFLICT (namespace, key) DO UPDATE SET
   meta = CASE WHEN excluded.metadata IS NOT NULL OR e.expires_at <= $2::bigint THEN excluded.meta ELSE e.meta END,
   value = excluded.value,
   doc = excluded.doc"""
-_VERSION: Final = "greatest($3::bigint, (SELECT floor + 1 FROM {s}.state))"
+# By the key of a table with one row, or the planner takes it for two thousand. Where the namespace is not registered,
+# nothing is written and nothing comes back.
+_KNOWN: Final = "{s}.namespaces AS n, {s}.state AS f WHERE n.name = $1 AND f.id = 1"
+_VERSION: Final = "greatest($3::bigint, f.floor + 1)"
 # Most texts are their own query form, and need not travel twice.
-SQL["put"] = f"""{_REGISTERED}{_INSERT}
-VALUES ($1, $4, {_VERSION}, $2::bigint, $2::bigint, $7::bigint, $6::text, $6::text::jsonb, $5::text, $5::text::jsonb)
+SQL["put"] = f"""{_INSERT}
+SELECT n.name, $4, {_VERSION}, $2::bigint, $2::bigint, $7::bigint, $6::text, $6::text::jsonb, $5::text, $5::text::jsonb
+FROM {_KNOWN}
 {_OR_UPDATE}
 RETURNING version"""
-SQL["put_formed"] = f"""{_REGISTERED}{_INSERT}
-VALUES ($1, $4, {_VERSION}, $2::bigint, $2::bigint, $7::bigint, $6::text, $9::jsonb, $5::text, $8::jsonb)
+SQL["put_formed"] = f"""{_INSERT}
+SELECT n.name, $4, {_VERSION}, $2::bigint, $2::bigint, $7::bigint, $6::text, $9::jsonb, $5::text, $8::jsonb
+FROM {_KNOWN}
 {_OR_UPDATE}
 RETURNING version"""
-SQL["put_many"] = f"""{_REGISTERED}{_INSERT}
-SELECT $1, r.key, {_VERSION}, $2::bigint, $2::bigint, r.expires_at, r.metadata,
+SQL["put_many"] = f"""{_INSERT}
+SELECT n.name, r.key, {_VERSION}, $2::bigint, $2::bigint, r.expires_at, r.metadata,
   coalesce(r.meta, r.metadata)::jsonb, r.value, coalesce(r.form, r.value)::jsonb
 FROM unnest($4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
-  AS r(key, value, metadata, expires_at, form, meta)
+  AS r(key, value, metadata, expires_at, form, meta),
+  {_KNOWN}
 {_OR_UPDATE}
 RETURNING key, version"""
 
@@ -164,7 +166,7 @@ class Runner(Protocol):
         ...
 
 
-class Texts:
+class Wording:
     """The statements of one store."""
 
     def __init__(self, schema: str) -> None:
@@ -183,7 +185,7 @@ def like_pattern(pieces: tuple[str, ...]) -> str:
 class Statements(WholeRows):
     """The primitives, by a runner."""
 
-    def __init__(self, texts: Texts, run: Runner) -> None:
+    def __init__(self, texts: Wording, run: Runner) -> None:
         self._texts = texts
         self._sql = texts.sql
         self._run = run
@@ -210,7 +212,7 @@ class Statements(WholeRows):
     def _by_keys(self, name: str, namespace: str, keys: Sequence[str]) -> list[Any]:
         if not keys:
             return self._run.read(_nothing)  # which is refused where the store is closed
-        return self._all(name, (namespace, list(keys)))
+        return self._all(name, (namespace, Texts(keys)))
 
     def keys(
         self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
@@ -316,6 +318,9 @@ class Statements(WholeRows):
         text, bound = self._put_one(namespace, rows[0], now) if len(rows) == 1 else self._put_many(namespace, rows, now)
         try:
             found = self._run.write(lambda cursor: cursor.execute(text, bound).fetchall(), namespace)
+            while not found:
+                self.register(namespace, None, now)
+                found = self._run.write(lambda cursor: cursor.execute(text, bound).fetchall(), namespace)
         except TakenError:
             found = self._put_again(namespace, rows, text, bound, now)
         if len(rows) == 1:
@@ -334,7 +339,10 @@ class Statements(WholeRows):
 
     def _put_many(self, namespace: str, rows: Sequence[PutRow], now: int) -> tuple[str, tuple[object, ...]]:
         keys, values, metadata, expiries = map(list, zip(*rows, strict=True))
-        bound = (namespace, now // 1000, now, keys, values, metadata, expiries, forms_of(values), forms_of(metadata))
+        bound = (
+            namespace, now // 1000, now, Texts(keys), Texts(values), Texts(metadata), Numbers(expiries),
+            Texts(forms_of(values)), Texts(forms_of(metadata)),
+        )  # fmt: skip
         return self._sql["put_many"], bound
 
     def _put_again(
@@ -357,7 +365,7 @@ class Statements(WholeRows):
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
         if len(keys) == 1:
             return self._remove("delete_one", now, namespace, keys[0])[0]
-        return self._remove("delete", now, namespace, list(keys))[0] if keys else 0
+        return self._remove("delete", now, namespace, Texts(keys))[0] if keys else 0
 
     def clear(self, namespace: str | None, now: int) -> int:
         return (self._remove("clear_all", now) if namespace is None else self._remove("clear", now, namespace))[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mycelia_storage.engines.engine import Tally
 from mycelia_storage.engines.postgres import created
+from mycelia_storage.engines.postgres.arrays import Numbers, Texts
 from mycelia_storage.engines.postgres.documents import forms_of
 from mycelia_storage.engines.postgres.failures import TakenError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.engine import NamespaceRow, Newer, Outline, Row
     from mycelia_storage.engines.postgres.connections import Cursor
-    from mycelia_storage.engines.postgres.statements import Runner, Texts
+    from mycelia_storage.engines.postgres.statements import Runner, Wording
     from mycelia_storage.keys import KeyRange
 
 _IS_LIVE: Final = "(expires_at IS NULL OR expires_at > {now_ms}::bigint)"
@@ -63,7 +64,7 @@ ON CONFLICT (name) DO UPDATE SET metadata = excluded.metadata, created_at = excl
 class WholeRows:
     """These primitives, by a runner."""
 
-    _texts: Texts
+    _texts: Wording
     _sql: dict[str, str]
     _run: Runner
 
@@ -95,7 +96,7 @@ class WholeRows:
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         text = self._sql["tally_of_all" if namespaces is None else "tally"]
-        bound = (now // 1000,) if namespaces is None else (now // 1000, list(namespaces))
+        bound = (now // 1000,) if namespaces is None else (now // 1000, Texts(namespaces))
         (row,) = self._run.read(lambda cursor: cursor.execute(text, bound).fetchall())
         return Tally._make(row)
 
@@ -104,8 +105,8 @@ class WholeRows:
             return
         keys, versions, created, updated, expiries, metadata, values = map(list, zip(*rows, strict=True))
         bound = (
-            namespace, keys, versions, created, updated, expiries, metadata, values,
-            forms_of(metadata), forms_of(values),
+            namespace, Texts(keys), Numbers(versions), Numbers(created), Numbers(updated), Numbers(expiries),
+            Texts(metadata), Texts(values), Texts(forms_of(metadata)), Texts(forms_of(values)),
         )  # fmt: skip
         text = self._sql["place"]
         try:
