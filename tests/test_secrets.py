@@ -331,6 +331,7 @@ def test_of_a_file_of_version_1(tmp_path: Path, listen: Listener) -> None:
 def test_of_a_configuration(listen: Listener) -> None:
     for target in (
         f"postgresql://user:{WORD}@host/db",
+        f"mysql://user:{WORD}@host/db",
         f"sqlite://user:{WORD}@host/x.db",
         f"sqlite:///x.db?key={WORD}",
         f"sqlite:///x.db#{WORD}",
@@ -341,8 +342,10 @@ def test_of_a_configuration(listen: Listener) -> None:
         {"options": {"encryption_key": [WORD]}},
         {"options": {"encryption_key": "", "busy_timeout": [WORD]}},
         {"storage": [WORD]},
+        {"backend": "memory", "options": {"engine_options": {"a": WORD}}},
     ):
         listen(lambda: open_storage(target))  # noqa: B023
+    listen(lambda: open_storage(f"postgresql://user:{WORD}@host/db", db_path="a.db"))
 
 
 def test_of_the_command_line(tmp_path: Path) -> None:

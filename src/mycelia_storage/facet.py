@@ -23,7 +23,7 @@ from mycelia_storage.facet_contract import METHODS, TRANSACTION_ID, read_options
 from mycelia_storage.facet_result import StorageResult, failed, succeeded
 from mycelia_storage.facet_transactions import OpenTransactions
 from mycelia_storage.keys import DEFAULT_NAMESPACE
-from mycelia_storage.options import StorageOptions
+from mycelia_storage.options import StorageOptions, is_for
 from mycelia_storage.query import StorageQuery
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Given: TypeAlias = dict[str, Any]
 Verbs: TypeAlias = "AsyncStorage | AsyncTransaction"
 _ABSENT: Final = object()
 # What a configuration shows must be plain, and no secret.
-_NOT_SHOWN: Final = frozenset({"clock", "db_path", "base_dir", "encryption_key"})
+_NOT_SHOWN: Final = frozenset({"clock", "db_path", "base_dir", "encryption_key", "dsn", "engine_options"})
 
 
 class StorageFacet:
@@ -102,11 +102,12 @@ class StorageFacet:
     @property
     def _config(self) -> dict[str, Any]:
         """The configuration in the form that `open_storage` takes, without what is a secret or a function."""
-        names = [name for name in StorageOptions.__annotations__ if name not in _NOT_SHOWN]
+        backend = self._options.backend
+        names = [name for name in StorageOptions.__annotations__ if name not in _NOT_SHOWN and is_for(name, backend)]
         options: dict[str, Any] = {name: getattr(self._options, name) for name in names}
         if self._options.path:
             options["db_path"] = self._options.path
-        return {"backend": self._options.backend, "options": options}
+        return {"backend": backend, "options": options}
 
     # ---- one entry
 

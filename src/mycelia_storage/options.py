@@ -18,18 +18,12 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 import msgspec
 
 from mycelia_storage.arguments import shown_number
+from mycelia_storage.engines import registry
 from mycelia_storage.errors import ConfigError
 
 DEFAULT_TARGET: Final = "./data/storage.db"
-Backend: TypeAlias = Literal["sqlite", "memory", "postgresql"]
 Synchronous: TypeAlias = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
-BACKENDS: Final[dict[str, Backend]] = {
-    "sqlite": "sqlite",
-    "auto": "sqlite",
-    "memory": "memory",
-    "postgresql": "postgresql",
-}
 _MAX_SECONDS: Final = 3600.0
 _MAX_SCHEMA_BYTES: Final = 63
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -61,10 +55,11 @@ class StorageOptions(TypedDict, total=False):
     connect_timeout: float | timedelta
     statement_timeout: float | timedelta | None
     prepare_threshold: int | None
+    engine_options: Mapping[str, Any]
 
 
 class Secret:
-    """A passphrase, which no repr, message or log shows; and what was derived from it, by salt."""
+    """A passphrase, or a URL that may hold one, which no repr, message or log shows; and what was derived from it."""
 
     def __init__(self, passphrase: bytes) -> None:
         self._passphrase = passphrase
@@ -76,14 +71,25 @@ class Secret:
         return "<secret>"
 
     def reveal(self) -> bytes:
-        """The passphrase, for who derives a key from it."""
+        """The passphrase, for who derives a key from it; the URL in UTF-8, for who connects to it."""
         return self._passphrase
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """Every option, checked. `path` is absolute, and empty in memory."""
+class OwnOptions(dict[str, Any]):
+    """The options of an engine's own, whose repr shows no more than their names: there may be a secret among them."""
 
-    backend: Backend
+    def __repr__(self) -> str:
+        return f"<options {', '.join(map(repr, self))}>"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Every option, checked. `path` is absolute, and empty for what is no SQLite file.
+
+    An engine of another distribution gets these too: `dsn` is the target's URL then, and `engine_options` what only
+    that engine knows.
+    """
+
+    backend: str
     path: str = ""
     migrate: bool = True
     wal_mode: bool = True
@@ -107,21 +113,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float = 10.0
     statement_timeout: float | None = None
     prepare_threshold: int | None = 5
+    engine_options: Mapping[str, Any] = msgspec.field(default_factory=OwnOptions)
 
 
 _DURATIONS: Final = ("busy_timeout", "transaction_timeout", "connect_timeout", "statement_timeout")
 # Options that say where a store is, how much it may hold, or what protects it: another engine, which would not keep
 # to them, refuses them. (What only tunes an engine is no harm to another one.)
-_ONLY_FOR: Final[dict[str, tuple[Backend, str]]] = {
-    "capacity": ("memory", "the memory engine"),
-    "checksums": ("sqlite", "SQLite files"),
-    "encryption_key": ("sqlite", "SQLite files"),
-    "dsn": ("postgresql", "PostgreSQL"),
-    "schema": ("postgresql", "PostgreSQL"),
+_ONLY_FOR: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "capacity": (("memory",), "the memory engine"),
+    "checksums": (("sqlite",), "SQLite files"),
+    "encryption_key": (("sqlite",), "SQLite files"),
+    "dsn": (("postgresql", "registered"), "PostgreSQL and of other distributions' engines"),
+    "schema": (("postgresql",), "PostgreSQL"),
+    "engine_options": (("registered",), "other distributions' engines"),
 }
-_TARGETS: Final[dict[Backend, str]] = {
-    "sqlite": "a SQLite file", "memory": "a store in memory", "postgresql": "a PostgreSQL server",
-}  # fmt: skip
+_TARGETS: Final = {"sqlite": "a SQLite file", "memory": "a store in memory", "postgresql": "a PostgreSQL server"}
 _NAMES: Final = tuple(StorageOptions.__annotations__)
 
 
@@ -141,7 +147,6 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     for name in given:
         if name not in _NAMES:
             raise ConfigError(f"unknown option {name!r}{_nearest(name, _NAMES)}")
-    backend: Backend
     path: object = None
     options: dict[str, object] = {}
     if isinstance(target, Mapping):
@@ -149,20 +154,20 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     else:
         backend, path = _read_target(target)
     options.update(given)
-    if path is not None and path != DEFAULT_TARGET and "db_path" in options:
-        raise ConfigError(f"db_path: the target {_text(path)} is a path already: give one of the two")
-    if backend == "postgresql":
-        _take_dsn(path, options)
+    if backend not in ("sqlite", "memory"):
+        _take_dsn(backend, path, options)
         path = None
     else:
+        if path is not None and path != DEFAULT_TARGET and "db_path" in options:
+            raise ConfigError(f"db_path: the target {_text(path)} is a path already: give one of the two")
         path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
     base_dir = options.pop("base_dir", None)
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
     if checked.get("checksums") and checked.get("encryption_key"):
         raise ConfigError("checksums: not together with encryption_key, which authenticates each page itself")
-    for name, (only, whose) in _ONLY_FOR.items():
-        if checked.get(name) is not None and backend != only:
-            raise ConfigError(f"{name}: an option of {whose}, and the target is {_TARGETS[backend]}")
+    for name, (_, whose) in _ONLY_FOR.items():
+        if checked.get(name) not in (None, {}) and not is_for(name, backend):
+            raise ConfigError(f"{name}: an option of {whose}, and the target is {_shown_target(backend)}")
     if backend == "sqlite":
         checked["path"] = _resolve(path, base_dir)
     elif backend == "memory":
@@ -176,18 +181,31 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     return Options(backend=backend, clock_is_given="clock" in checked, **checked)
 
 
-def _take_dsn(target: object, options: dict[str, object]) -> None:
-    """Where the server is: from the target or the option `dsn`; without either libpq's environment variables say it."""
+def is_for(name: str, backend: str) -> bool:
+    """Whether an engine takes an option, if only to leave it alone."""
+    kind = backend if backend in _TARGETS else "registered"
+    return name not in _ONLY_FOR or kind in _ONLY_FOR[name][0]
+
+
+def _shown_target(backend: str) -> str:
+    return _TARGETS.get(backend, f"a store of the engine {backend!r}")
+
+
+def _take_dsn(backend: str, target: object, options: dict[str, object]) -> None:
+    """Where the store is: from the target or the option `dsn`; without either the engine has other ways to know it.
+
+    (Of PostgreSQL libpq's environment variables say it then.)
+    """
     for name in ("db_path", "base_dir"):
         if options.pop(name, None) is not None:
-            raise ConfigError(f"{name}: an option of SQLite files, and the target is a PostgreSQL server")
+            raise ConfigError(f"{name}: an option of SQLite files, and the target is {_shown_target(backend)}")
     if target is not None:
         if "dsn" in options:
-            raise ConfigError("dsn: the target is a PostgreSQL URL already: give one of the two")
+            raise ConfigError("dsn: the target is a URL already: give one of the two")
         options["dsn"] = target
 
 
-def _read_target(target: object) -> tuple[Backend, object]:
+def _read_target(target: object) -> tuple[str, object]:
     if isinstance(target, os.PathLike):
         return "sqlite", os.fspath(target)
     if not isinstance(target, str):
@@ -206,8 +224,20 @@ def _read_target(target: object) -> tuple[Backend, object]:
         return "postgresql", target
     if scheme == "sqlite":
         return "sqlite", _path_of_url(target, target[found.end() :])
-    known = "a path, 'sqlite:///relative.db', 'sqlite:////absolute.db', 'postgresql://…' or 'memory:'"
-    raise ConfigError(f"target: unknown scheme {scheme + '://'!r}: write {known}")
+    if registry.is_registered(scheme):
+        return scheme, target
+    raise _unknown_scheme(scheme)
+
+
+def _unknown_scheme(scheme: str) -> ConfigError:
+    """Never with more of the target than its scheme, behind which a password might stand."""
+    others = registry.registered_names()
+    urls = {name: f"{name}://…" for name in ("sqlite", "postgresql", "postgres", *others)} | {"memory": "memory:"}
+    likely = difflib.get_close_matches(scheme, urls, n=1, cutoff=0.6)
+    hint = f"did you mean {urls[likely[0]]!r}? Otherwise " if likely else ""
+    known = ["a path", "'sqlite:///relative.db'", "'sqlite:////absolute.db'", "'postgresql://…'"]
+    known += [repr(urls[name]) for name in others]
+    return ConfigError(f"target: unknown scheme {scheme + '://'!r}: {hint}write {', '.join(known)} or 'memory:'")
 
 
 def _refuse_lookalike(target: str) -> None:
@@ -242,7 +272,7 @@ def _path_of_url(url: str, rest: str) -> str:
     return path
 
 
-def _read_mapping(target: Mapping[Any, Any]) -> tuple[Backend, dict[str, object]]:
+def _read_mapping(target: Mapping[Any, Any]) -> tuple[str, dict[str, object]]:
     """`{"storage": {"backend": …, "options": {…}}}`, or what stands under "storage" alone."""
     where = "target"
     config: Mapping[Any, Any] = target
@@ -253,15 +283,23 @@ def _read_mapping(target: Mapping[Any, Any]) -> tuple[Backend, dict[str, object]
         if not isinstance(config, Mapping):
             raise ConfigError(f"storage: a mapping is needed, not {type(config).__name__}")
     _refuse_unknown(config, ("backend", "options"), where)
-    name = config.get("backend", "auto")
-    if not isinstance(name, str) or name not in BACKENDS:
-        raise ConfigError(f"backend: {_text(name)} is none of {', '.join(map(repr, BACKENDS))}")
+    backend = _backend(config.get("backend", "auto"))
     given = config.get("options")
     if given is None:
         given = {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"options: a mapping is needed, not {type(given).__name__}")
-    return BACKENDS[name], _snake(given)
+    return backend, _snake(given)
+
+
+def _backend(name: object) -> str:
+    if type(name) is str:
+        if name in registry.BUILT_IN:
+            return registry.BUILT_IN[name]
+        if registry.is_registered(name.lower()):
+            return name.lower()
+    known = (*registry.BUILT_IN, *registry.registered_names())
+    raise ConfigError(f"backend: {_text(name)} is none of {', '.join(map(repr, known))}{_nearest(name, known)}")
 
 
 def _snake(given: Mapping[Any, Any]) -> dict[str, object]:
@@ -418,6 +456,17 @@ def _clock(name: str, value: object) -> Callable[[], float]:
     return cast("Callable[[], float]", value)
 
 
+def _own_options(name: str, value: object) -> OwnOptions:
+    """What only an engine of another distribution knows, which checks it."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: a mapping is needed, not {type(value).__name__}")
+    own = OwnOptions(cast("Mapping[str, Any]", value))
+    for given in own:
+        if not isinstance(given, str):
+            raise ConfigError(f"{name}: the name of an option is a str, not {type(given).__name__}")
+    return own
+
+
 _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "migrate": _bool,
     "wal_mode": _bool,
@@ -440,6 +489,7 @@ _CHECKS: Final[dict[str, Callable[[str, object], Any]]] = {
     "connect_timeout": _seconds_above_zero,
     "statement_timeout": _seconds_or_none,
     "prepare_threshold": _threshold,
+    "engine_options": _own_options,
 }
 
 

@@ -7,7 +7,6 @@ the few methods at the end of the class.
 from __future__ import annotations
 
 import copy
-import importlib
 import time
 from collections import deque
 from inspect import iscoroutine, isgenerator
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from mycelia_storage.arguments import check_progress, check_whole
 from mycelia_storage.checking import Findings
 from mycelia_storage.engines.engine import Member
-from mycelia_storage.engines.memory import MemoryEngine
-from mycelia_storage.engines.sqlite import SQLiteEngine
+from mycelia_storage.engines.registry import open_engine
 from mycelia_storage.entries import CheckReport, Status
 from mycelia_storage.errors import (
-    ConfigError,
     InvalidValueError,
     StorageBusyError,
     StorageClosedError,
@@ -60,8 +57,9 @@ def open_storage(
     """Open a store, or make it.
 
     `target`: a path; `sqlite:///relative.db` or `sqlite:////absolute.db`; `memory:` for a new store in memory;
-    `postgresql://user@host/database` for a server, which needs the extra `postgres`; or a mapping
-    `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the outer key.
+    `postgresql://user@host/database` for a server, which needs the extra `postgres`; the URL of an engine that another
+    distribution has registered; or a mapping `{"storage": {"backend": "sqlite", "options": {…}}}`, with or without the
+    outer key.
 
     Raises ConfigError for a bad target or option, NotAStorageFileError for a file of somebody else and
     SchemaVersionError for one of another version (both leave it as it is), StorageBusyError, StorageIOError,
@@ -72,23 +70,7 @@ def open_storage(
     True
     """
     read = read_options(target, options)
-    return Storage(_open_engine(read), read)
-
-
-def _open_engine(options: Options) -> Engine:
-    if options.backend == "memory":
-        return MemoryEngine(options)
-    if options.backend == "sqlite":
-        return SQLiteEngine(options)
-    try:
-        package = importlib.import_module("mycelia_storage.engines.postgres")
-    except ImportError as error:
-        raise ConfigError(
-            "target: PostgreSQL needs the driver psycopg with its pool: pip install 'mycelia-storage[postgres]' "
-            f"({error})"
-        ) from error
-    engine: Engine = package.PostgresEngine(options)
-    return engine
+    return Storage(open_engine(read), read)
 
 
 class Storage(Verbs):

@@ -84,7 +84,9 @@ def doctor(context: typer.Context) -> None:
 def _versions(options: Options) -> dict[str, object]:
     settings = msgspec.structs.asdict(options)
     del settings["clock"]
-    settings["encryption_key"] = "given" if options.encryption_key is not None else None  # and never itself
+    for name in ("encryption_key", "dsn"):
+        settings[name] = None if settings[name] is None else "given"  # and never itself
+    settings["engine_options"] = sorted(options.engine_options)
     return {
         "settings": settings,
         "versions": {

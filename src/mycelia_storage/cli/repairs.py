@@ -82,7 +82,7 @@ def migrate(
 def _file_of(context: typer.Context) -> str:
     path = read_options(target_of(context), {}).path
     if not path:
-        raise UsageError("a store in memory has no file")
+        raise UsageError("the store is no SQLite file")
     if not os.path.exists(path):
         raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
     return path
