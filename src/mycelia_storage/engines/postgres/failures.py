@@ -47,6 +47,7 @@ class TakenError(Exception):
         self.constraint = constraint
 
 
+_POOLER: Final = "a prepared statement is not there: behind a pooler open the store with prepare_threshold=None"
 _BY_STATE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "08P01": (StorageIOError, "the server did not understand the driver"),
     "22001": (CapacityError, "a text is longer than PostgreSQL can hold"),
@@ -56,6 +57,8 @@ _BY_STATE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "25P01": (TransactionError, "the transaction has ended"),
     "25P02": (TransactionError, "an earlier error has ended the transaction"),
     STANDBY: (StorageReadOnlyError, "the server, or this user, may only read"),
+    "26000": (ConfigError, _POOLER),
+    "42P05": (ConfigError, _POOLER),
     "3D000": (ConfigError, "the server has no database of this name"),
     "3F000": (ConfigError, "the database has no schema of this name"),
     "42501": (StorageReadOnlyError, "the server does not permit it to this user"),
@@ -130,8 +133,15 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     found = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
     if found is not None:
         return found[0](f"{where}: {found[1]}")
+    if not state and error.pgconn is not None:
+        # What the server answers to whom it does not let in comes without a code: its text is the cause.
+        if error.pgconn.needs_password:
+            return ConfigError(f"{where}: the server asks for a password, and none was given")
+        return StorageUnavailableError(
+            f"{where}: the server cannot be reached, or refuses the user, the password or the database"
+        )
     if not state and is_lost(error):
-        return StorageUnavailableError(f"{where}: the server cannot be reached, or the connection was lost")
+        return StorageUnavailableError(f"{where}: the connection to the server was lost")
     return StorageError(f"{where}: PostgreSQL failed with {type(error).__name__} (SQLSTATE {state or 'unknown'})")
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 2
 
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A server that crashes must not leave an open store without tables, however it is configured.
+KEEP: Final = "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 # By the catalogue, since what is not there cannot be asked.
@@ -148,6 +150,7 @@ def _is_there(connection: Connection, schema: str, where: str) -> bool:
 def _create(connection: Connection, schema: str, now_ms: int) -> None:
     name, cursor = quoted(schema), connection.raw
     cursor.execute(BEGIN)
+    cursor.execute(KEEP)
     # Who may use a schema that is there, but not make one, is not asked for more.
     if cursor.execute(HAS_SCHEMA, (schema,)).fetchone() is None:
         cursor.execute(CREATE_SCHEMA.format(s=name))

@@ -164,7 +164,11 @@ class PostgresSession(Statements):
         text = BEGIN.format(level=level, mode=mode, settings=settings, s=self._texts.schema)
         connection = self._open()
         connection.is_unconfirmed = False
-        cursor = connection.raw.execute(text, prepare=False)
+        try:
+            cursor = connection.raw.execute(text, prepare=False)
+        except psycopg.errors.FeatureNotSupported as error:
+            # A standby refuses READ WRITE with this, and every write with the other.
+            raise psycopg.errors.ReadOnlySqlTransaction(*error.args) from error
         while cursor.nextset():
             pass
         self._unique = {namespace for (namespace,) in cursor.fetchall()}
