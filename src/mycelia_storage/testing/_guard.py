@@ -123,7 +123,8 @@ class Guard:
     def _end(self) -> None:
         signal.set_wakeup_fd(-1)
         if self._server is not None:
-            self._server.send_signal(signal.SIGQUIT)
+            # Nothing has to be kept. (Where what it leaves running does not become ours, it has to end that itself.)
+            self._server.send_signal(signal.SIGKILL if _IS_LINUX else signal.SIGQUIT)
             try:
                 self._server.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:

@@ -292,6 +292,17 @@ class PostgresServer:
         """Let this standby follow that server from now on."""
         self.configure(primary_conninfo=self._conninfo_of(primary))
 
+    def rejoin(self, primary: PostgresServer) -> None:
+        """Begin anew as a standby of that server, in the same place: what only this server had is gone.
+
+        It follows under the name that it was given as a standby, or by its setting `cluster_name`.
+        """
+        self.stop("immediate")
+        shutil.rmtree(self._data)
+        self._copy_cluster(primary)
+        self._write_settings()
+        self.start()
+
     def promote(self) -> None:
         """Make a standby a primary, and wait until it can be written to."""
         self.execute("select pg_promote()")
@@ -299,6 +310,12 @@ class PostgresServer:
     def received(self) -> int:
         """How far a standby has written down what its primary sent it. Needs psycopg."""
         return int(self.execute("select pg_last_wal_receive_lsn() - '0/0'")[0][0])
+
+    def wait_for(self, primary: PostgresServer) -> None:
+        """Wait until this standby shows all that its primary has now. Needs psycopg."""
+        (there,) = primary.execute("select pg_current_wal_lsn()")[0]
+        question = "select pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        self._wait(lambda: self.execute(question, [there]) == [(True,)], "to replay what its primary has")
 
     def log(self) -> str:
         """All that the server has logged."""
@@ -363,7 +380,9 @@ class PostgresServer:
 
     def _conninfo_of(self, primary: PostgresServer, *, with_password: bool = True) -> str:
         host = "127.0.0.1" if primary._tcp else primary.directory
-        words = f"host={host} port={primary.port} user={_USER} application_name={self._settings['cluster_name']}"
+        words = (
+            f"host={host} port={primary.port} user={_USER} application_name={self._settings.get('cluster_name', _USER)}"
+        )
         return f"{words} password={primary.password}" if with_password else words
 
     def _write_settings(self) -> None:
