@@ -1,8 +1,8 @@
 """The command: `python -m benchmarks`, from the project's root.
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
-measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async, --upkeep or
---guards choose.
+measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async, --upkeep,
+--moving or --guards choose.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.async_tasks import measure_tasks
 from benchmarks.concurrency import measure_concurrency
 from benchmarks.guards import measure_guards
 from benchmarks.importing import measure_import
+from benchmarks.moving import measure_moving
 from benchmarks.opening import measure_opening
 from benchmarks.paging import measure_paging
 from benchmarks.queries import measure_queries
@@ -64,7 +65,7 @@ def _measure(
     wants_operations = bool(chosen.only or chosen.ops)
     parts = (
         chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks, chosen.upkeep,
-        chosen.guards,
+        chosen.moving, chosen.guards,
     )  # fmt: skip
     is_everything = not wants_operations and all(part is None for part in parts)
     entries = QUICK_ENTRIES if chosen.quick else ENTRIES
@@ -104,6 +105,10 @@ def _measure(
         measured.upkeep = measure_upkeep(chosen.upkeep or entries, rounds, directory, _tell)
         _print(report.upkeep_lines(measured.upkeep))
         verdicts += targets.judge_upkeep(measured.upkeep)
+    if chosen.moving is not None or is_everything:
+        measured.moving = measure_moving(chosen.moving or entries, directory, _tell)
+        _print(report.moving_lines(measured.moving))
+        verdicts += targets.judge_moving(measured.moving)
     if chosen.guards is not None or is_everything:
         measured.guards = measure_guards(chosen.guards or documents, rounds, directory, _tell)
         _print(report.guard_lines(measured.guards))
@@ -157,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--async", dest="tasks", nargs="?", type=_positive, const=0, metavar="N", help=tasks)
     tended = f"how long the removal of N expired entries keeps a set, and the speed of backups ({ENTRIES})"
     add("--upkeep", nargs="?", type=_positive, const=0, metavar="N", help=tended)
+    moved = f"copies of N entries into other stores, and the pause of a switch ({ENTRIES})"
+    add("--moving", nargs="?", type=_positive, const=0, metavar="N", help=moved)
     guards = f"what checksums and encryption cost, with N documents ({DOCUMENTS})"
     add("--guards", nargs="?", type=_positive, const=0, metavar="N", help=guards)
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")

@@ -19,6 +19,7 @@ import apsw
 from benchmarks.concurrency import ALONE, BESIDE, PROCESSES, READERS, THREADS_EACH
 from benchmarks.guards import UNGUARDED
 from benchmarks.harness import MEASURE
+from benchmarks.moving import CHANGES
 from benchmarks.opening import FILES
 from benchmarks.paging import PAGE_SIZE
 from benchmarks.queries import NAMESPACES
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.guards import Guards
     from benchmarks.harness import Results
     from benchmarks.importing import Import
+    from benchmarks.moving import Moving
     from benchmarks.opening import Opening
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
@@ -55,6 +57,7 @@ class Measured:
     concurrency: Concurrency | None = None
     tasks: Results | None = None
     upkeep: Upkeep | None = None
+    moving: Moving | None = None
     guards: Guards | None = None
 
 
@@ -215,6 +218,24 @@ def upkeep_lines(measured: Upkeep) -> list[str]:
     return [*lines, "backups: seconds", *_table(["", "plain API", "sqlite", "speed, plain API = 1"], [row])]
 
 
+def moving_lines(measured: Moving) -> list[str]:
+    """Seconds and rates of copies into each target, and the memory of the command."""
+    titles = ["from sqlite to", "entries", "copy", "verify", "entries/s", "again", "idle catch-up", "pause"]
+    rows = [
+        [
+            leg.target,
+            f"{leg.entries:,}",
+            *(figure(seconds) for seconds in (leg.copying, leg.verifying)),
+            f"{leg.entries_per_second:,.0f}",
+            *(figure(seconds) for seconds in (leg.again, leg.idle, leg.pause)),
+        ]
+        for leg in measured.legs
+    ]
+    memory = [[f"{entries:,}", figure(megabytes)] for entries, megabytes in measured.peaks]
+    lines = [f"moving: seconds; a pause takes over {CHANGES:,} changes", *_table(titles, rows), ""]
+    return [*lines, "memory of the command", *_table(["entries", "MB at most"], memory)]
+
+
 def _contention(measured: Concurrency, name: str) -> list[float]:
     turns = measured.turns[name]
     return [
@@ -316,6 +337,8 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["threads"] = {"writes": writes, "reads": found.reads, "turns": turns}
     if measured.tasks is not None:
         answer["async"] = _plain(measured.tasks)
+    if measured.moving is not None:
+        answer["moving"] = {"legs": [vars(leg) for leg in measured.moving.legs], "peaks": measured.moving.peaks}
     if measured.upkeep is not None:
         removals = [vars(removal) for removal in measured.upkeep.removals]
         answer["upkeep"] = {"removals": removals, "backups": vars(measured.upkeep.backups)}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.concurrency import Concurrency
     from benchmarks.harness import Results
     from benchmarks.importing import Import
+    from benchmarks.moving import Moving
     from benchmarks.opening import Opening
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
@@ -43,6 +44,8 @@ SLOWEST_AT_MOST: Final = 50.0
 LEAST_SERVED: Final = 0.3
 KEPT_AT_MOST: Final = 50.0
 BACKUP_AT_LEAST: Final = 0.7
+COPIED_A_SECOND: Final = 20_000.0
+PAUSE_AT_MOST: Final = 1.0
 
 _AGAINST_RAW: Final = {
     "set": 0.75, "overwrite": 0.75, "get": 0.6, "has": 0.5, "get_many": 0.7, "list_keys": 0.7, "count": 0.9,
@@ -156,3 +159,21 @@ def judge_upkeep(measured: Upkeep) -> Iterator[Verdict]:
         yield Verdict(what, f"<= {KEPT_AT_MOST:g}", removal.worst, removal.worst <= KEPT_AT_MOST)
     speed = measured.backups.speed
     yield Verdict("backup vs the plain backup API", f">= {BACKUP_AT_LEAST:g}", speed, speed >= BACKUP_AT_LEAST)
+
+
+def judge_moving(measured: Moving) -> Iterator[Verdict]:
+    """The verdicts on copies into other stores: speed with verification, the pause of a switch, memory."""
+    for leg in measured.legs:
+        speed = leg.entries_per_second
+        yield Verdict(
+            f"copy to {leg.target}, verified, entries/s", f">= {COPIED_A_SECOND:,.0f}", speed, speed >= COPIED_A_SECOND
+        )
+        yield Verdict(
+            f"pause of a switch to {leg.target}, seconds",
+            f"<= {PAUSE_AT_MOST:g}",
+            leg.pause,
+            leg.pause <= PAUSE_AT_MOST,
+        )
+    small, large = (peak for _, peak in measured.peaks)
+    grown = large / small
+    yield Verdict("memory of a copy, large vs small", f"<= {MEMORY_AT_MOST:g}", grown, grown <= MEMORY_AT_MOST)

@@ -235,3 +235,15 @@ def test_upkeep_is_measured(tmp_path: Path) -> None:
         assert what in done.stdout
     assert "operations" not in measured
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"
+
+
+def test_moving_is_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--moving", "3000", "--dir", str(tmp_path), "--json", str(figures))
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    leg = measured["moving"]["legs"][0]
+    assert (leg["target"], leg["entries"], len(leg["pauses"])) == ("sqlite", 3000, 3)
+    assert [entries for entries, _ in measured["moving"]["peaks"]] == [375, 3000]
+    for verdict in measured["targets"]:
+        assert verdict["what"] in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"

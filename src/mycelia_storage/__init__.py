@@ -9,6 +9,7 @@ from mycelia_storage.engines.sqlite.rekeying import rekey
 from mycelia_storage.entries import (
     CheckReport,
     CopyProgress,
+    CopyReport,
     Entry,
     IndexInfo,
     LoadProblem,
@@ -25,6 +26,8 @@ from mycelia_storage.errors import (
     CapacityError,
     ConfigError,
     ContractError,
+    CopyMismatchError,
+    CopyTargetError,
     IndexExistsError,
     IndexNotFoundError,
     InvalidFilterError,
@@ -59,6 +62,7 @@ from mycelia_storage.facet_contract import enforce_contract
 from mycelia_storage.facet_result import StorageResult
 from mycelia_storage.filters import Field, Filter
 from mycelia_storage.keys import escape_pattern
+from mycelia_storage.moving import catch_up, copy
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.options import StorageOptions
 from mycelia_storage.page import Page
@@ -82,7 +86,10 @@ __all__ = [
     "CheckReport",
     "ConfigError",
     "ContractError",
+    "CopyMismatchError",
     "CopyProgress",
+    "CopyReport",
+    "CopyTargetError",
     "Entry",
     "Field",
     "Filter",
@@ -132,6 +139,8 @@ __all__ = [
     "UniqueIndexError",
     "ValueTypeError",
     "VersionConflictError",
+    "catch_up",
+    "copy",
     "enforce_contract",
     "escape_pattern",
     "field",

@@ -146,21 +146,41 @@ class CheckReport(msgspec.Struct, frozen=True):
     seconds: float
 
 
-# What a backup or a restore does just now: copying a file's pages, checking the copy, writing it into the store.
-CopyStep: TypeAlias = Literal["copying", "checking", "restoring"]
+# What a backup or a restore does just now: copying a file's pages, checking the copy, writing it into the store. And
+# what `copy` does: copying entries, making indexes, comparing both sides.
+CopyStep: TypeAlias = Literal["copying", "checking", "restoring", "indexing", "verifying"]
 
 
 @final
 class CopyProgress(msgspec.Struct, frozen=True):
-    """How far a backup or a restore is: `done` of `total` parts of a `step`.
+    """How far a backup, a restore or a copy into another store is: `done` of `total` parts of a `step`.
 
     The steps are "copying", "checking" and, of a restore, "restoring". The parts are the file's pages; while a store in
-    memory is copied, its entries. A check does not tell how far it is: its `done` stays 0.
+    memory is copied, its entries. A check does not tell how far it is: its `done` stays 0. Of `copy` and `catch_up` the
+    steps are "copying" and "verifying", in entries, and "indexing", in indexes.
     """
 
     step: CopyStep
     done: int
     total: int
+
+
+@final
+class CopyReport(msgspec.Struct, frozen=True):
+    """What a `copy` or a `catch_up` did.
+
+    `entries` live ones in `namespaces` with `indexes` were in the source, and are in the target. `written` and
+    `deleted` count what this call changed there: less than `entries` where much of it was there already. `verified`
+    counts the entries that were read back from the target and compared, text by text.
+    """
+
+    entries: int
+    namespaces: int
+    indexes: int
+    written: int
+    deleted: int
+    verified: int
+    seconds: float
 
 
 @final

@@ -18,6 +18,8 @@ StorageError                      .code  .retryable  __cause__ = the driver's er
 ├── ValueTypeError                a stored document does not fit the view's type
 ├── BatchError                    .errors  .report
 ├── CapacityError
+├── CopyTargetError
+├── CopyMismatchError             .keys  .count
 ├── ContractError                 .problems
 ├── TransactionError              unknown, finished, expired, misused
 ├── TransactionConflictError      retryable
@@ -201,6 +203,30 @@ class CapacityError(StorageError):
     """A limit on how much the store may hold is reached. Nothing was written."""
 
     code = "capacity"
+
+
+class CopyTargetError(StorageError):
+    """The target of a `copy` is neither empty nor an untouched copy of its source. Nothing was written to it."""
+
+    code = "copy_target"
+
+
+class CopyMismatchError(StorageError):
+    """After a `copy` the target is not the same as the source. The source is as it was; do not switch to the target.
+
+    `keys` names what differs, as pairs of namespace and key, `count` says how much that is: the first thousand are
+    named. Copying again mends what has another version, and compares everything once more.
+    """
+
+    code = "copy_mismatch"
+
+    def __init__(self, message: str, keys: tuple[tuple[str, str], ...] = (), count: int = 0) -> None:
+        super().__init__(message)
+        self.keys = keys
+        self.count = count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.keys, self.count), _notes(self)
 
 
 class ContractError(StorageError):

@@ -1,8 +1,9 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
 Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
-verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on backups in `backups`, those
-on damage and migrations in `repairs` and `doctor`, and the one on keys in `keys`.
+verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on backups in `backups`, the
+one that copies between stores in `moving`, those on damage and migrations in `repairs` and `doctor`, and the one on
+keys in `keys`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typer
 from typer.main import get_command
 
 from mycelia_storage import __version__
-from mycelia_storage.cli import backups, doctor, failures, indexes, keys, output, querying, repairs
+from mycelia_storage.cli import backups, doctor, failures, indexes, keys, moving, output, querying, repairs
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
@@ -268,6 +269,7 @@ def status(context: typer.Context) -> None:
 app.command()(repairs.check)
 app.command()(backups.backup)
 app.command()(backups.restore)
+app.command()(moving.copy)
 app.command()(keys.rekey)
 app.command()(repairs.salvage)
 app.command()(repairs.migrate)

@@ -9,6 +9,7 @@ from typing import Final
 
 from mycelia_storage.errors import (
     ConfigError,
+    CopyTargetError,
     IndexExistsError,
     IndexNotFoundError,
     InvalidFilterError,
@@ -32,6 +33,7 @@ NOBODY_READS: Final = 141  # as a shell reports SIGPIPE
 _NOT_DONE: Final = (KeyNotFoundError, NamespaceNotFoundError, IndexNotFoundError, UniqueIndexError)
 _WRONG_ARGUMENT: Final = (
     ConfigError,
+    CopyTargetError,
     IndexExistsError,
     InvalidFilterError,
     InvalidKeyError,

@@ -1,6 +1,6 @@
 """The progress of imports and copies on standard error: a bar on a terminal, nothing in a pipe.
 
-Called by `importing`, `backups` and `repairs`.
+Called by `importing`, `backups`, `moving` and `repairs`.
 """
 
 from __future__ import annotations

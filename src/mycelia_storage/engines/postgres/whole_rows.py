@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 _IS_LIVE: Final = "(expires_at IS NULL OR expires_at > {now_ms}::bigint)"
 
+_BYTES: Final = "octet_length(value) + coalesce(octet_length(metadata), 0)"
+
 SQL: Final[dict[str, str]] = {
     "outline": f"""
-SELECT key, version, octet_length(value) FROM {{s}}.entries
+SELECT key, version, {_BYTES} FROM {{s}}.entries
 WHERE namespace = $1 AND key >= $2 AND {_IS_LIVE.format(now_ms="$3")}""",
     "newer": f"""
 SELECT namespace, key, version, bytes FROM (
-  SELECT namespace, key, version, octet_length(value) AS bytes FROM {{s}}.entries
+  SELECT namespace, key, version, {_BYTES} AS bytes FROM {{s}}.entries
   WHERE version > $1::bigint AND {_IS_LIVE.format(now_ms="$2")} LIMIT $3::bigint) AS newer
 ORDER BY namespace, key""",
     "tally": f"""

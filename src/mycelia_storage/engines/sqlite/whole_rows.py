@@ -33,16 +33,17 @@ SELECT namespace, key, version, size FROM (
   SELECT namespace, key, version, {_SIZE} AS size FROM storage_entries NOT INDEXED
   WHERE version > ?1 AND (expires_at IS NULL OR expires_at > ?2) LIMIT ?3)
 ORDER BY namespace, key"""
-# Sums of whole versions would soon be greater than SQLite's integers.
-_TALLY: Final = """
-SELECT count({counted}), ifnull(sum({counted}), 0), ifnull(max(version), 0) FROM storage_entries NOT INDEXED"""
-TALLY: Final = _TALLY.format(
-    counted="CASE WHEN (expires_at IS NULL OR expires_at > ?1) AND namespace IN (SELECT value FROM json_each(?2)) "
-    "THEN version & 0xffffffff END"
-)
-TALLY_OF_ALL: Final = _TALLY.format(
-    counted="CASE WHEN expires_at IS NULL OR expires_at > ?1 THEN version & 0xffffffff END"
-)
+# Sums of whole versions would soon be greater than SQLite's integers. All rows, and then those that have expired, of
+# which there are few: looking at each expires_at would take a third longer.
+_SUMS: Final = "SELECT count(*), ifnull(sum(version & 0xffffffff), 0)"
+_OF_SOME: Final = "namespace IN (SELECT value FROM json_each(?2))"
+TALLY_OF_ALL: Final = f"{_SUMS}, ifnull(max(version), 0) FROM storage_entries NOT INDEXED"
+TALLY: Final = f"""
+SELECT count(CASE WHEN {_OF_SOME} THEN 1 END),
+  ifnull(sum(CASE WHEN {_OF_SOME} THEN version & 0xffffffff END), 0), ifnull(max(version), 0)
+FROM storage_entries NOT INDEXED WHERE ?1 IS NOT NULL"""
+TALLY_OF_EXPIRED: Final = f"""
+{_SUMS} FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"""
 NO_UPPER_END: Final = b""  # a blob, which is greater than every text
 
 PLACE: Final = """
@@ -77,13 +78,15 @@ class WholeRows:
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         with self._lender.reading() as connection, one_state(connection):
-            if namespaces is None:
-                sums: Any = connection.execute(TALLY_OF_ALL, (now // 1000,)).fetchone()
+            names = None if namespaces is None else orjson.dumps(list(namespaces)).decode()
+            if names is None:
+                sums: Any = connection.execute(TALLY_OF_ALL).fetchone()
+                expired: Any = connection.execute(TALLY_OF_EXPIRED, (now // 1000,)).fetchone()
             else:
-                names = orjson.dumps(list(namespaces)).decode()
                 sums = connection.execute(TALLY, (now // 1000, names)).fetchone()
-            entries, versions, greatest = sums
-            return Tally(entries, versions, greatest, connection.execute(FLOOR).get)
+                expired = connection.execute(f"{TALLY_OF_EXPIRED} AND {_OF_SOME}", (now // 1000, names)).fetchone()
+            floor: Any = connection.execute(FLOOR).get
+            return Tally(sums[0] - expired[0], sums[1] - expired[1], sums[2], floor)
 
     def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
         bindings = [(namespace, *row) for row in rows]

@@ -1,0 +1,160 @@
+"""Two stores read side by side in key order: where they differ, and whether what is the same by version is the same.
+
+Called by `moving.py`. Both sides are read a bounded piece at a time: first outlines (keys, versions, sizes), which are
+quick and small; the texts of a piece are read once its size is known, so that memory does not depend on the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mycelia_storage.filters import And, Comparison, Path
+from mycelia_storage.keys import KeyRange, behind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator, Sequence
+
+    from mycelia_storage.engines.engine import Outline, Primitives, Row
+
+    Rows = Callable[[], Primitives]
+
+# A piece is so many rows at most, and so many bytes unless it is a single row.
+ROWS_AT_ONCE: Final = 2000
+BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+# When deletions are looked for, ranges with so many keys are counted on both sides.
+KEYS_COUNTED: Final = 1000
+
+EVERYTHING: Final = KeyRange()
+
+
+class Difference(NamedTuple):
+    """A piece of the key order: how many rows the source has in it, and what the target has otherwise.
+
+    `stale` are the source's rows that the target does not have in the same version; `gone` the target's keys that the
+    source does not have.
+    """
+
+    entries: int
+    stale: list[Outline]
+    gone: list[str]
+
+
+def differences(
+    source: Rows, target: Rows | None, namespace: str, now: int, span: KeyRange = EVERYTHING
+) -> Iterator[Difference]:
+    """Every piece of a range in order, with what differs in it by version; without a target, everything does."""
+    while True:
+        ours = source().outline(namespace, span, now, limit=ROWS_AT_ONCE)
+        theirs = [] if target is None else target().outline(namespace, span, now, limit=ROWS_AT_ONCE)
+        # What is compared goes no further than both were read.
+        ends = [side[-1][0] for side in (ours, theirs) if len(side) == ROWS_AT_ONCE]
+        end = min(ends, default=None)
+        if end is not None:
+            ours = [row for row in ours if row[0] <= end]
+            theirs = [row for row in theirs if row[0] <= end]
+        yield _difference(ours, theirs)
+        if end is None:
+            return
+        span = behind(span, namespace, end)
+
+
+def _difference(ours: list[Outline], theirs: list[Outline]) -> Difference:
+    if ours == theirs:
+        return Difference(len(ours), [], [])
+    if not theirs:
+        return Difference(len(ours), ours, [])
+    there = {key: version for key, version, _ in theirs}
+    here = {key for key, _, _ in ours}
+    stale = [row for row in ours if there.get(row[0]) != row[1]]
+    return Difference(len(ours), stale, [key for key in there if key not in here])
+
+
+def pieces(outlines: Sequence[Outline]) -> Iterator[Sequence[Outline]]:
+    """The same rows in pieces that can be held in memory."""
+    start = size = 0
+    for index, (_, _, of_row) in enumerate(outlines):
+        if index > start and (size + of_row > BYTES_AT_ONCE or index - start >= ROWS_AT_ONCE):
+            yield outlines[start:index]
+            start, size = index, 0
+        size += of_row
+    if start < len(outlines):
+        yield outlines[start:]
+
+
+def read(rows: Primitives, namespace: str, piece: Sequence[Outline], now: int, *, is_whole: bool) -> list[Row]:
+    """The rows of a piece in key order; `is_whole` says that there are no others between its first and its last."""
+    if is_whole:
+        return rows.page(namespace, KeyRange(piece[0][0]), now, limit=len(piece))
+    return sorted(rows.rows(namespace, [key for key, _, _ in piece]))
+
+
+class Compared(NamedTuple):
+    """A piece whose texts were compared: how many rows the source has in it, and the keys that differ in anything."""
+
+    entries: int
+    keys: list[str]
+
+
+def compare(source: Rows, target: Rows, namespace: str, now: int) -> Iterator[Compared]:
+    """Read every row of a namespace whole, on both sides, piece by piece, without a gap between the pieces."""
+    low, span = "", EVERYTHING
+    while True:
+        outlines = source().outline(namespace, span, now, limit=ROWS_AT_ONCE)
+        for piece in pieces(outlines):
+            high = piece[-1][0] + "\0"
+            yield from _compare(source(), target(), namespace, KeyRange(low, high), now, len(piece))
+            low = high
+        if len(outlines) < ROWS_AT_ONCE:
+            yield from _without(target, namespace, KeyRange(low), now, ())
+            return
+        span = behind(span, namespace, outlines[-1][0])
+
+
+def _compare(
+    source: Primitives, target: Primitives, namespace: str, span: KeyRange, now: int, size: int
+) -> Iterator[Compared]:
+    ours = source.page(namespace, span, now, limit=size)
+    theirs = target.page(namespace, span, now, limit=size + 1)
+    if ours == theirs:
+        yield Compared(len(ours), [])
+        return
+    here = {row.key: row for row in ours}
+    there = {row.key: row for row in target.rows(namespace, list(here))}
+    yield Compared(len(ours), [key for key, row in here.items() if there.get(key) != row])
+    yield from _without(lambda: target, namespace, span, now, here.keys())
+
+
+def _without(target: Rows, namespace: str, span: KeyRange, now: int, known: Container[str]) -> Iterator[Compared]:
+    """What the target has in a range besides the known keys, however many."""
+    while keys := target().keys(namespace, span, now, limit=ROWS_AT_ONCE, offset=0, reverse=False):
+        extra = [key for key in keys if key not in known]
+        if extra:
+            yield Compared(0, extra)
+        span = behind(span, namespace, keys[-1])
+
+
+def suspicious(source: Rows, target: Rows, namespace: str, now: int) -> Iterator[KeyRange]:
+    """The ranges of a namespace in which the source has another number of keys than the target."""
+    low: str | None = ""
+    while low is not None:
+        found = source().keys(namespace, KeyRange(low), now, limit=1, offset=KEYS_COUNTED, reverse=False)
+        high = found[0] if found else None
+        span = KeyRange(low, high)
+        if _count(source(), namespace, span, now) != _count(target(), namespace, span, now):
+            yield span
+        low = high
+
+
+def surplus(source: Rows, target: Rows, namespace: str, span: KeyRange, now: int) -> Iterator[list[str]]:
+    """The keys of such a range that only the target has. An index on the keys alone gives them, on every engine."""
+    here = set(source().keys(namespace, span, now, limit=None, offset=0, reverse=False))
+    for compared in _without(target, namespace, span, now, here):
+        yield compared.keys
+
+
+def _count(rows: Primitives, namespace: str, span: KeyRange, now: int) -> int:
+    key = Path("$key", ())
+    condition = Comparison(key, "gte", span.low)
+    if span.high is None:
+        return rows.count_matching(namespace, condition, now)
+    return rows.count_matching(namespace, And((condition, Comparison(key, "lt", span.high))), now)

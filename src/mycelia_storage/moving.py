@@ -1,0 +1,517 @@
+"""`copy` and `catch_up`: everything of one store in another, of whichever engine, with versions, times and expiry.
+
+Called by users and by the command line. Nothing is remembered of a copy: where one stands is found by comparing keys
+and versions, so that one that was killed, a finished one, and one whose source has changed since are the same case.
+
+A version is never used twice for a key, so two rows of a key and a version are the same row. What makes a store the
+copy of another one:
+
+1. The namespace `default`, which every store has since it was made, is registered there at the same millisecond: it is
+   copied first. So a store that was made by itself is no copy.
+2. No row of it has a version above its floor. A copy first raises the floor to the greatest version of the source, and
+   whatever is written to the copy itself gets a version above that. So nobody's writes are overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from mycelia_storage.arguments import check_progress
+from mycelia_storage.engines.engine import NamespaceRow
+from mycelia_storage.entries import CopyProgress, CopyReport
+from mycelia_storage.errors import (
+    ConfigError,
+    CopyMismatchError,
+    CopyTargetError,
+    InvalidValueError,
+    NamespaceNotFoundError,
+    UniqueIndexError,
+)
+from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
+from mycelia_storage.lockstep import EVERYTHING, compare, differences, pieces, read, surplus, suspicious
+from mycelia_storage.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mycelia_storage.engines.engine import IndexRow, Outline, Primitives, Row, Tally
+    from mycelia_storage.entries import CopyStep
+    from mycelia_storage.lockstep import Difference
+
+R = TypeVar("R")
+
+# Where more has changed, everything is gone through in key order instead.
+MOST_NEWER: Final = 50_000
+# So many of the keys that differ are named.
+KEYS_NAMED: Final = 1000
+_KEYS_SHOWN: Final = 5
+
+
+def copy(
+    source: Storage,
+    target: Storage,
+    *,
+    namespaces: Iterable[str] | None = None,
+    verify: bool = True,
+    resume: bool = True,
+    progress: Callable[[CopyProgress], object] | None = None,
+) -> CopyReport:
+    """Make `target` hold what `source` holds now: values, metadata, versions, times, expiry, namespaces and indexes.
+
+    The source is only read, in one state, while others go on to write to it. The target has to be empty, or an earlier
+    copy of this source, whole or not, to which nothing else was written: then only what differs is copied, and what is
+    gone from the source is removed. So a call that failed, was cancelled or killed goes on where it was when it is made
+    again; with `resume=False` the target has to be empty. `namespaces` chooses some; None means all. What has expired
+    stays behind. With `verify` every copied row is read back and compared, text by text, before this returns; without,
+    their keys and versions are. `progress` is called again and again with a `CopyProgress`; what it raises cancels.
+
+    When this returns, everything is in the target and survives a power cut. When it raises, what was copied until then
+    is there, and the source is as it was. Raises CopyTargetError, before anything is written, for a target that is
+    neither empty nor a copy of this source; CopyMismatchError naming the keys where the target is not the same in the
+    end; ConfigError where both are the same store; NamespaceNotFoundError; and what the target raises for an entry that
+    it cannot hold.
+    """
+    verify, resume = _flag("verify", verify), _flag("resume", resume)
+    with _Copy(source, target, namespaces, progress, reads_back=False) as running:
+        running.look(resume=resume, needs_copy=False)
+        running.adopt()
+        running.copy_everything()
+        running.finish()
+        running.compare_sums()
+        if verify:
+            running.verify()
+        return running.report()
+
+
+def catch_up(
+    source: Storage,
+    target: Storage,
+    *,
+    namespaces: Iterable[str] | None = None,
+    progress: Callable[[CopyProgress], object] | None = None,
+) -> CopyReport:
+    """Bring an earlier copy to the state of its source: what was written, expired or deleted since, and nothing else.
+
+    For the moment of the switch, while nobody writes to the source: it takes about as long as reading the versions of
+    everything once. What it writes is read back and compared; of the rest it is known by number and sum of the versions
+    that nothing has changed. Where that does not come out, as when the source was restored or its clock set back, it
+    goes through all keys and versions, which takes longer.
+
+    Arguments and errors are those of `copy`; an empty target is a CopyTargetError.
+    """
+    with _Copy(source, target, namespaces, progress, reads_back=True) as running:
+        version = running.look(resume=True, needs_copy=True)
+        running.adopt()
+        is_small = running.copy_newer(version)
+        if is_small:
+            running.copy_deletions()
+        running.finish()
+        if not is_small or not running.has_same_sums():
+            running.copy_everything()
+            running.finish()
+            running.compare_sums()
+        return running.report()
+
+
+class _Copy:
+    """One call: the source in one state, the target, and what was done so far."""
+
+    def __init__(
+        self,
+        source: Storage,
+        target: Storage,
+        namespaces: Iterable[str] | None,
+        progress: Callable[[CopyProgress], object] | None,
+        *,
+        reads_back: bool,
+    ) -> None:
+        for name, store in (("source", source), ("target", target)):
+            if not isinstance(store, Storage):
+                raise InvalidValueError(f"{name}: a Storage is needed, not {type(store).__name__}")
+        check_progress(progress)
+        _refuse_same(source, target)
+        self._chosen = _chosen(namespaces)
+        self._progress = progress
+        self._source, self._target = source, target
+        self._started = time.perf_counter()
+        self._written = self._deleted = self._verified = 0
+        self._reads_back = reads_back
+
+    def __enter__(self) -> Self:
+        self._rows, self._end, self._now = self._source._start_scan()
+        try:
+            self._refresh()
+            there = {row.name: row for row in self._rows().namespaces()}
+            missing = sorted(set(self._chosen or ()) - there.keys())
+            if missing:
+                raise NamespaceNotFoundError(f"the source has no namespace {', '.join(map(repr, missing))}")
+            names = self._chosen or there
+            self._namespaces = [there[name] for name in sorted(names)]
+            self._born = there[DEFAULT_NAMESPACE]
+            self._sums = self._rows().tally(self._chosen, self._now)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _refresh(self) -> None:
+        """Let the time be now, by either clock: what was removed from a side by then had expired."""
+        self._now = max(self._now, self._source._now(), self._target._now())
+
+    def _there(self) -> Primitives:
+        """Where the target is read."""
+        return self._target._reading()
+
+    def _change(self, step: Callable[[Primitives, int], R], *, durable: bool = False) -> R:
+        """A transaction on the target."""
+        return self._target._together(step, durable=durable, alone=True)
+
+    def _tell(self, step: CopyStep, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(CopyProgress(step, done, total))
+
+    # ---- what the target is
+
+    def look(self, *, resume: bool, needs_copy: bool) -> int:
+        """Raise CopyTargetError where it may not be written to; gives its floor."""
+        there = self._there()
+        sums = there.tally(None, self._now)
+        self._is_empty = not sums.entries
+        self._floor, self._holds_expired = sums.floor, self._is_empty and sums.greatest > 0
+        held = f"the target holds {sums.entries:,} entries"
+        if needs_copy and self._is_empty and self._sums.entries:
+            raise CopyTargetError("the target is empty: copy() first")
+        if self._is_empty:
+            return self._floor
+        if not resume:
+            raise CopyTargetError(f"{held}, and resume=False needs an empty one")
+        born = there.namespace(DEFAULT_NAMESPACE)
+        if born is None or born.created_at != self._born.created_at:
+            raise CopyTargetError(f"{held}, and is no copy of this source: copy into an empty store")
+        if sums.greatest > sums.floor:
+            message = "was written to since it was made as a copy of this source, which would be lost"
+            raise CopyTargetError(f"{held}, and {message}: copy into an empty store")
+        return self._floor
+
+    def adopt(self) -> None:
+        """Make it known as a copy of this source, before anything else of it is there."""
+        floor = max(self._sums.greatest, self._sums.floor)
+        mine = self._there().namespace(DEFAULT_NAMESPACE)
+        is_chosen = self._chosen is None or DEFAULT_NAMESPACE in self._chosen
+        metadata = self._born.metadata if is_chosen or mine is None else mine.metadata
+        self._default = NamespaceRow(DEFAULT_NAMESPACE, metadata, self._born.created_at or 0)
+        if self._floor >= floor and mine == self._default:
+            return
+
+        def step(rows: Primitives, now: int) -> None:
+            if self._holds_expired:
+                rows.clear(None, now)
+            rows.raise_floor(floor)
+            rows.place_namespace(self._default)
+
+        self._change(step)
+
+    # ---- copying
+
+    def copy_everything(self) -> None:
+        """Go through all keys in order, and write what the target does not have in the same version."""
+        self._tell("copying", 0, self._sums.entries)
+        self._copy_namespaces()
+        passed = 0
+        for namespace in self._namespaces:
+            name = namespace.name
+            is_new = self._is_empty or not self._there().outline(name, EVERYTHING, self._now, limit=1)
+            for difference in differences(self._rows, None if is_new else self._there, name, self._now):
+                self._apply(name, difference)
+                passed += difference.entries
+                self._tell("copying", passed, self._sums.entries)
+        self._is_empty = False
+
+    def copy_newer(self, version: int) -> bool:
+        """Write what has a greater version. False: that is a lot, and nothing was written."""
+        found = self._rows().newer(version, self._now, limit=MOST_NEWER + 1)
+        if len(found) > MOST_NEWER:
+            return False
+        self._tell("copying", 0, self._sums.entries)
+        self._copy_namespaces()
+        names = {namespace.name for namespace in self._namespaces}
+        for name, group in groupby(found, key=itemgetter(0)):
+            if name in names:
+                self._write_pieces(name, [(key, version, size) for _, key, version, size in group], [])
+        self._tell("copying", self._sums.entries, self._sums.entries)
+        return True
+
+    def copy_deletions(self) -> None:
+        """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
+        for namespace in self._namespaces:
+            name = namespace.name
+            if self._rows().count(name, self._now) != self._there().count(name, self._now):
+                for span in suspicious(self._rows, self._there, name, self._now):
+                    for gone in surplus(self._rows, self._there, name, span, self._now):
+                        self._write(name, (), gone)
+
+    def _apply(self, namespace: str, difference: Difference) -> None:
+        is_whole = len(difference.stale) == difference.entries
+        self._write_pieces(namespace, difference.stale, difference.gone, is_whole=is_whole)
+
+    def _write_pieces(
+        self, namespace: str, stale: Sequence[Outline], gone: Sequence[str], *, is_whole: bool = False
+    ) -> None:
+        if gone and not stale:
+            self._write(namespace, [], gone)
+        for piece in pieces(stale):
+            rows = read(self._rows(), namespace, piece, self._now, is_whole=is_whole)
+            self._check_sizes(namespace, rows, piece)
+            self._write(namespace, rows, gone)
+            gone = ()
+
+    def _check_sizes(self, namespace: str, rows: Sequence[Row], piece: Sequence[Outline]) -> None:
+        most = self._target._max_value_bytes
+        if all(size <= most for _, _, size in piece):
+            return
+        for row in rows:
+            size = max(len(row.value.encode()), len((row.metadata or "").encode()))
+            if size > most:
+                message = f"{row.key!r} in namespace {namespace!r} has {size:,} bytes"
+                raise InvalidValueError(f"{message}, and max_value_bytes of the target is {most:,}")
+
+    def _write(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
+        """One transaction: some rows, and the keys that go."""
+
+        def step(target: Primitives, now: int) -> None:
+            if gone:
+                target.delete(namespace, gone, now)
+            if rows:
+                target.place(namespace, rows, now)
+
+        try:
+            self._change(step)
+        except UniqueIndexError:
+            self._write_past_indexes(namespace, rows, [*gone, *(row.key for row in rows)])
+        self._written += len(rows)
+        self._deleted += len(gone)
+        if any(row.expires_at is not None for row in rows):
+            self._target._expiring()
+        if self._reads_back:
+            self._read_back(namespace, rows)
+
+    def _read_back(self, namespace: str, rows: Sequence[Row]) -> None:
+        back = {row.key: row for row in self._there().rows(namespace, [row.key for row in rows])}
+        found = _Found()
+        found.add(namespace, [row.key for row in rows if back.get(row.key) != row])
+        found.raise_if_any()
+        self._verified += len(rows)
+
+    def _write_past_indexes(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
+        """The source's state has no value twice, but a step on the way there may: two entries exchanged theirs.
+
+        1. Within these rows: all of them go first.
+        2. With rows that come later: the index goes, and is made again when everything is there. It has to be one that
+           the source has too; any other is the target's own, and stands against this copy.
+        """
+
+        def step(target: Primitives, now: int) -> None:
+            target.delete(namespace, gone, now)
+            target.place(namespace, rows, now)
+
+        while True:
+            try:
+                self._change(step)
+            except UniqueIndexError as error:
+                name = error.index
+                wanted = {index.name: _definition(index) for index in self._rows().indexes()}
+                there = {index.name: _definition(index) for index in self._there().indexes()}
+                if name not in there or wanted.get(name) != there[name]:
+                    raise
+                self._change(lambda target, _, name=name: target.drop_index(name))  # type: ignore[misc]
+            else:
+                return
+
+    def _copy_namespaces(self) -> None:
+        """Registrations, with their metadata and times."""
+        there = {row.name: row for row in self._there().namespaces()}
+        changed = [row for row in self._namespaces if there.get(row.name) != row]
+
+        def step(target: Primitives, _: int) -> None:
+            for row in changed:
+                if row.created_at is not None:
+                    target.place_namespace(row)
+                elif row.name in there:
+                    target.unregister(row.name)
+
+        if changed:
+            self._change(step)
+
+    # ---- the end of it
+
+    def finish(self) -> None:
+        """Namespaces that are gone, indexes, and a commit that survives a power cut with all before it."""
+        if self._chosen is None:
+            names = {namespace.name for namespace in self._namespaces}
+            for row in self._there().namespaces():
+                if row.name not in names:
+                    self._remove_namespace(row.name)
+        self._make_indexes()
+        is_durable = self._target._options.synchronous != "OFF"
+        # Only a commit that writes something is waited for by the disk.
+        self._change(lambda target, _: target.place_namespace(self._default), durable=is_durable)
+
+    def _remove_namespace(self, name: str) -> None:
+        def step(target: Primitives, now: int) -> int:
+            removed = target.clear(name, now)
+            target.unregister(name)
+            for index in target.indexes():
+                if index.namespace == name:
+                    target.drop_index(index.name)
+            return removed
+
+        self._deleted += self._change(step)
+
+    def _make_indexes(self) -> None:
+        """Those of the source that are not there. After the entries, since each index would cost every write."""
+        names = {namespace.name for namespace in self._namespaces}
+        self._indexes = [
+            index for index in self._rows().indexes() if index.namespace is None or index.namespace in names
+        ]
+        there = {index.name: index for index in self._there().indexes()}
+        missing = [index for index in self._indexes if _definition(index) != _definition(there.get(index.name))]
+        for done, index in enumerate(missing):
+            self._tell("indexing", done, len(missing))
+
+            def step(target: Primitives, now: int, index: IndexRow = index) -> None:
+                target.drop_index(index.name)
+                target.create_index(index, now)
+
+            self._change(step)
+        if missing:
+            self._tell("indexing", len(missing), len(missing))
+
+    def has_same_sums(self) -> bool:
+        """Whether both sides have the same number of entries, and the same sum of their versions."""
+        if _same_sums(self._there().tally(self._chosen, self._now), self._sums):
+            return True
+        with self._target_state() as there:  # something may have expired, and was removed
+            ours, theirs = self._rows().tally(self._chosen, self._now), there().tally(self._chosen, self._now)
+            return _same_sums(ours, theirs)
+
+    def compare_sums(self) -> None:
+        """Raise CopyMismatchError where that is not so, naming keys."""
+        if self.has_same_sums():
+            return
+        found = _Found()
+        with self._target_state() as there:
+            for namespace in self._namespaces:
+                for difference in differences(self._rows, there, namespace.name, self._now):
+                    found.add(namespace.name, [*(key for key, _, _ in difference.stale), *difference.gone])
+        found.raise_if_any()
+
+    def verify(self) -> None:
+        """Read everything again, on both sides, and compare. Raises CopyMismatchError naming keys."""
+        found = _Found()
+        self._verified = 0
+        with self._target_state() as there:
+            self._tell("verifying", 0, self._sums.entries)
+            for namespace in self._namespaces:
+                if there().namespace(namespace.name) != namespace:
+                    raise CopyMismatchError(f"the namespace {namespace.name!r} is not registered as in the source")
+                for compared in compare(self._rows, there, namespace.name, self._now):
+                    found.add(namespace.name, compared.keys)
+                    self._verified += compared.entries
+                    self._tell("verifying", self._verified, max(self._verified, self._sums.entries))
+            made = {index.name: _definition(index) for index in there().indexes()}
+            for index in self._indexes:
+                if made.get(index.name) != _definition(index):
+                    raise CopyMismatchError(f"the index {index.name!r} is not as in the source")
+        found.raise_if_any()
+
+    @contextlib.contextmanager
+    def _target_state(self) -> Iterator[Callable[[], Primitives]]:
+        """The target in one state, and the time after that began."""
+        there, end, _ = self._target._start_scan()
+        try:
+            self._refresh()
+            yield there
+        finally:
+            end()
+
+    def report(self) -> CopyReport:
+        """What came of it."""
+        return CopyReport(
+            entries=self._sums.entries,
+            namespaces=len(self._namespaces),
+            indexes=len(self._indexes),
+            written=self._written,
+            deleted=self._deleted,
+            verified=self._verified,
+            seconds=time.perf_counter() - self._started,
+        )
+
+
+class _Found:
+    """Keys that differ: the first of them by name, and how many there are."""
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[str, str]] = []
+        self._count = 0
+
+    def add(self, namespace: str, keys: Sequence[str]) -> None:
+        self._count += len(keys)
+        self._keys += [(namespace, key) for key in keys[: KEYS_NAMED - len(self._keys)]]
+
+    def raise_if_any(self) -> None:
+        if not self._count:
+            return
+        shown = ", ".join(f"{key!r} in namespace {namespace!r}" for namespace, key in self._keys[:_KEYS_SHOWN])
+        more = f" and {self._count - _KEYS_SHOWN:,} more" if self._count > _KEYS_SHOWN else ""
+        are = "entry is" if self._count == 1 else "entries are"
+        message = f"{self._count:,} {are} not the same in the target: {shown}{more}"
+        raise CopyMismatchError(f"{message}; was it written to meanwhile?", tuple(self._keys), self._count)
+
+
+def _same_sums(ours: Tally, theirs: Tally) -> bool:
+    return (ours.entries, ours.versions) == (theirs.entries, theirs.versions)
+
+
+def _definition(index: IndexRow | None) -> tuple[object, ...] | None:
+    return None if index is None else (index.namespace, index.fields, index.is_unique)
+
+
+def _chosen(namespaces: object) -> list[str] | None:
+    if namespaces is None:
+        return None
+    if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
+        raise InvalidValueError("namespaces: several names are needed, in a list for instance")
+    names = sorted({check_namespace(name) for name in namespaces})
+    if not names:
+        raise InvalidValueError("namespaces: none is named; None means all of them")
+    return names
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{name}: {type(value).__name__} is neither True nor False")
+    return value
+
+
+def _refuse_same(source: Storage, target: Storage) -> None:
+    if source is target or source._engine is target._engine:
+        raise ConfigError("source and target are the same store")
+    one, other = source._engine.status(), target._engine.status()
+    backends = {source._engine.backend, target._engine.backend}
+    if backends == {"memory"} or len(backends) > 1:
+        return
+    is_same = one.target == other.target
+    if backends == {"sqlite"}:
+        with contextlib.suppress(OSError):
+            is_same = os.path.samefile(one.target, other.target)
+    if is_same:
+        raise ConfigError(f"source and target are the same store, {one.target}")

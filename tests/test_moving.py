@@ -1,0 +1,739 @@
+"""Moving a store into another: between all pairs of engines the copy is the same, text by text, or an error says so.
+
+Hazards: something of an entry is left behind (its version, its expiry, its metadata); a copy that was cancelled starts
+over, or takes for done what is not; a deletion is missed when a copy is brought up to date; somebody else's data is
+overwritten; what arrived is damaged and nobody looks.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mycelia_storage import (
+    AsyncStorage,
+    CapacityError,
+    ConfigError,
+    CopyMismatchError,
+    CopyProgress,
+    CopyTargetError,
+    InvalidNamespaceError,
+    InvalidValueError,
+    NamespaceNotFoundError,
+    Put,
+    Storage,
+    StorageClosedError,
+    StorageReadOnlyError,
+    TransactionError,
+    UniqueIndexError,
+    catch_up,
+    copy,
+    field,
+    lockstep,
+    moving,
+    open_storage,
+)
+from mycelia_storage.keys import KeyRange
+from mycelia_storage.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mycelia_storage.engines.engine import Row
+
+PAIRS = [
+    ("memory", "memory"), ("memory", "sqlite"), ("sqlite", "memory"), ("sqlite", "sqlite"),
+    ("sqlite", "postgres"), ("postgres", "memory"), ("postgres", "postgres"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def opened(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Storage]]:
+    """Opens a new store of an engine; each was made at another time, with the clock that is given or its own."""
+    stores: list[Storage] = []
+
+    def open_one(engine: str, clock: FakeClock | None = None, **options: Any) -> Storage:
+        number = len(stores) + 1
+        if clock is None:
+            clock = FakeClock()
+            clock.advance(number)
+        target = "memory:" if engine == "memory" else str(tmp_path / f"{number}.db")
+        if engine == "postgres":
+            target = request.getfixturevalue("postgres_dsn")
+            options["schema"] = request.getfixturevalue("new_postgres_schema")()
+        stores.append(open_storage(target, clock=clock, **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture(params=PAIRS, ids=[f"{one} to {other}" for one, other in PAIRS])
+def pair(request: pytest.FixtureRequest, opened: Callable[..., Storage]) -> tuple[Storage, Storage]:
+    """A source and a target, of every pair of engines."""
+    one, other = request.param
+    return opened(one), opened(other)
+
+
+@pytest.fixture
+def stores(opened: Callable[..., Storage]) -> tuple[Storage, Storage]:
+    """One pair, where the engine does not matter."""
+    return opened("sqlite"), opened("sqlite")
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few rows at once that a store of some dozens takes many steps."""
+    monkeypatch.setattr(lockstep, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(lockstep, "KEYS_COUNTED", 5)
+
+
+def contents(store: Storage, namespaces: list[str] | None = None, now: int | None = None) -> dict[str, Any]:
+    """Everything that is live in a store, to the letter."""
+    rows, now = store._reading(), store._now() if now is None else now
+    names = [row for row in rows.namespaces() if namespaces is None or row.name in namespaces]
+    return {
+        "namespaces": names,
+        "rows": {row.name: rows.page(row.name, KeyRange(), now, limit=1_000_000) for row in names},
+        "indexes": rows.indexes(),
+    }
+
+
+def versions(store: Storage, namespace: str = "default") -> dict[str, int]:
+    return {entry.key: entry.version for entry in store.scan(namespace=namespace)}
+
+
+def fill(store: Storage, count: int = 50) -> None:
+    store.set_many({f"key {number:03d}": {"number": number, "mail": f"{number}@x.org"} for number in range(count)})
+
+
+def advance(store: Storage, seconds: float) -> None:
+    clock = store._clock
+    assert isinstance(clock, FakeClock)
+    clock.advance(seconds)
+
+
+# ---- what is kept
+
+
+def test_everything_of_an_entry_is_kept(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set("text", 'é"\n漢\U0001f600')
+    source.set("numbers", [2**63 - 1, -(2**63), 1e23, 0.1, -0.0, 1.0, True, None])
+    source.set("order", {"b": 1, "a": {"z": [], "y": {}}})
+    source.set("with metadata", 1, metadata={"owner": "Ada", "n": None})
+    source.set("with empty metadata", 1, metadata={})
+    source.set("expires", 1, ttl=3600)
+    advance(source, 5)
+    source.merge("order", {"c": 2})
+    source.touch("text", ttl=timedelta(days=1))
+    source.set("\U0010ffff", 1, namespace="z é")
+    source.set("last", 1, namespace="z é")
+    source.create_namespace("empty", metadata={"since": "ever"})
+    assert copy(source, target).verified == 8
+    assert contents(target) == contents(source)
+    assert target.get_entry("order") == source.get_entry("order")
+    assert target.namespace_info("empty") == source.namespace_info("empty")
+    assert target.check().entries == 8
+
+
+def test_indexes_are_made_again(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+    source.create_index("number", namespace=None, name="everywhere")
+    source.create_index("mail", unique=True)
+    source.create_index("-number", "$updated_at", namespace="not there yet")
+    assert copy(source, target).indexes == 3
+    assert target.list_indexes() == source.list_indexes()
+    assert target.query(field("mail") == "3@x.org").keys() == ["key 003"]
+    with pytest.raises(UniqueIndexError):
+        target.set("other", {"mail": "3@x.org"})
+    target.check()
+
+
+def test_what_has_expired_stays_behind(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set_many([Put("soon", 1, ttl=10), Put("late", 1, ttl=100), Put("stays", 1)])
+    advance(source, 10)
+    advance(target, 10)
+    assert copy(source, target).entries == 2
+    assert sorted(versions(target)) == ["late", "stays"]
+    assert target.get_entry("late") == source.get_entry("late")
+
+
+def test_a_copied_expiry_is_kept_by_the_target(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set("session", 1, ttl=100)
+    copy(source, target)
+    advance(target, 200)
+    assert not target.has("session")
+    target.optimize()
+    assert target._reading().rows("default", ["session"]) == []
+
+
+@pytest.mark.parametrize("how", ["expired", "deleted", "there"])
+def test_no_version_is_used_again_after_a_move(pair: tuple[Storage, Storage], how: str) -> None:
+    source, target = pair
+    advance(source, 1000)  # the target's clock is far behind
+    given = source.set("key", 1, ttl=10 if how == "expired" else None)
+    if how == "deleted":
+        source.delete("key")
+        given = source.set("other", 1)
+        source.delete("other")
+    if how == "expired":
+        advance(source, 11)
+    copy(source, target)
+    assert target.set("key", 2) > given
+    assert target.set("new", 2) > given
+
+
+def test_a_report_tells_what_was_done(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    source.set("one", 1, namespace="more")
+    source.create_index("number")
+    first = copy(source, target)
+    assert (first.entries, first.namespaces, first.indexes) == (51, 2, 1)
+    assert (first.written, first.deleted, first.verified) == (51, 0, 51)
+    source.delete("key 003")
+    source.set("key 004", 4)
+    again = copy(source, target, verify=False)
+    assert (again.entries, again.written, again.deleted, again.verified) == (50, 1, 1, 0)
+
+
+def test_an_empty_store_can_be_copied(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    assert copy(source, target).entries == 0
+    assert contents(target) == contents(source)
+    assert catch_up(source, target).entries == 0
+
+
+# ---- going on, and bringing up to date
+
+
+def test_a_cancelled_copy_goes_on_where_it_was(pair: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = pair
+    fill(source)
+    source.set_many({f"k{number}": number for number in range(20)}, namespace="more")
+
+    def cancel(at: int) -> Callable[[CopyProgress], None]:
+        def look(progress: CopyProgress) -> None:
+            if progress.step == "copying" and progress.done >= at:
+                raise KeyboardInterrupt
+
+        return look
+
+    arrived = 0
+    for at in (1, 20, 45, 60):
+        with pytest.raises(KeyboardInterrupt):
+            copy(source, target, progress=cancel(at))
+        now_there = target.count() + target.count(namespace="more")
+        assert at <= now_there < at + 14
+        assert now_there >= arrived
+        arrived = now_there
+    report = copy(source, target)
+    assert report.written == 70 - arrived
+    assert report.verified == 70
+    assert contents(target) == contents(source)
+
+
+def test_a_copy_of_a_changed_source_takes_up_what_changed(pair: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = pair
+    fill(source)
+    source.set("a", 1, namespace="goes")
+    source.create_index("number", name="index")
+    source.create_index("x", namespace="goes")
+    copy(source, target)
+    change(source)
+    report = copy(source, target)
+    assert contents(target)["rows"] == contents(source)["rows"]
+    assert contents(target) == contents(source)
+    assert report.written < 15
+    target.check()
+
+
+def test_catching_up_finds_everything(pair: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = pair
+    fill(source)
+    source.set("a", 1, namespace="goes")
+    source.create_index("number", name="index")
+    source.create_index("x", namespace="goes")
+    copy(source, target)
+    change(source)
+    report = catch_up(source, target)
+    assert contents(target) == contents(source)
+    assert report.written == report.verified == 8
+    assert report.deleted == 15
+    assert catch_up(source, target).written == 0
+    target.check()
+
+
+def change(source: Storage) -> None:
+    """Something of everything that can happen to a store."""
+    advance(source, 1)
+    source.set("key 003", "new value")
+    source.touch("key 004", ttl=50)
+    source.set_metadata("key 005", {"only": "metadata"})
+    source.set_many({f"later {number}": number for number in range(3)})
+    source.delete_many([f"key {number:03d}" for number in range(20, 34)])
+    source.delete_namespace("goes", recursive=True)
+    source.set("b", 1, namespace="comes")
+    source.create_namespace("bare", metadata={"a": 1})
+    source.drop_index("index")
+    source.create_index("-number", name="index")
+    # Deleted and written again.
+    source.delete("key 049")
+    source.set("key 049", 1)
+
+
+def test_a_namespace_that_was_made_anew_is_caught_up(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set_many({"a": 1, "b": 2}, namespace="x")
+    copy(source, target)
+    source.delete_namespace("x", recursive=True)
+    advance(source, 1)
+    source.create_namespace("x", metadata={"again": True})
+    source.set("b", 3, namespace="x")
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_any_changes_catching_up_gives_the_same(
+    pair: tuple[Storage, Storage], small_steps: None, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(moving, "MOST_NEWER", 20)
+    source, target = pair
+    choose = random.Random(seed)
+    fill(source)
+    copy(source, target)
+    for _ in range(12):
+        for _ in range(choose.choice([0, 1, 5, 30])):
+            change_at_random(source, choose)
+        if choose.random() < 0.3:
+            seconds = choose.choice([-20, 30])  # clocks are set back, too
+            advance(source, seconds)
+            advance(target, seconds)
+        catch_up(source, target)
+        now = max(source._now(), target._now())
+        assert contents(target, now=now) == contents(source, now=now)
+    assert copy(source, target).written == 0
+
+
+def change_at_random(source: Storage, choose: random.Random) -> None:
+    namespace = choose.choice(["default", "default", "other"])
+    key = f"key {choose.randrange(80):03d}"
+    what = choose.randrange(8)
+    if what < 4:
+        source.set(key, choose.random(), namespace=namespace, ttl=choose.choice([None, None, None, 15]))
+    elif what < 7:
+        source.delete(key, namespace=namespace)
+    elif choose.random() < 0.2:
+        source.clear(namespace=namespace)
+    else:
+        source.set_many({f"key {number:03d}": 1 for number in range(0, 80, 9)}, namespace=namespace)
+
+
+def test_what_a_restored_source_holds_is_found(stores: tuple[Storage, Storage], tmp_path: Path) -> None:
+    source, target = stores
+    fill(source)
+    source.backup(tmp_path / "backup.db")
+    source.set("key 001", "changed")
+    copy(source, target)
+    source.restore(tmp_path / "backup.db")  # where versions are smaller than those that were copied
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_catching_up_reads_no_more_than_it_has_to(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    fill(source, 200)
+    copy(source, target)
+    source.set("key 100", 1)
+    source.delete("key 150")
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise AssertionError("went through everything")
+
+    monkeypatch.setattr(moving._Copy, "copy_everything", refuse)
+    assert catch_up(source, target).written == 1
+    assert contents(target) == contents(source)
+
+
+def test_entries_that_exchanged_unique_values_are_caught_up(pair: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = pair
+    fill(source)
+    source.create_index("mail", unique=True)
+    copy(source, target)
+    with source.transaction() as tx:  # neighbours, and two that are far from each other
+        for one, other in ((3, 4), (10, 40)):
+            tx.set(f"key {one:03d}", {"mail": "for a moment"})
+            tx.set(f"key {other:03d}", {"mail": f"{one}@x.org"})
+            tx.set(f"key {one:03d}", {"mail": f"{other}@x.org"})
+        tx.delete("key 020")
+        tx.set("a key before", {"mail": "20@x.org"})
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+    with pytest.raises(UniqueIndexError):
+        target.set("other", {"mail": "10@x.org"})
+    target.check()
+
+
+# ---- whose target it is
+
+
+def refused(source: Storage, target: Storage, **options: Any) -> str:
+    """The message of a copy that is refused before anything is written."""
+    before = contents(target), target._reading().tally(None, 0)
+    with pytest.raises(CopyTargetError) as error:
+        copy(source, target, **options)
+    assert (contents(target), target._reading().tally(None, 0)) == before
+    return str(error.value)
+
+
+def test_a_store_with_entries_of_its_own_is_refused(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+    target.set("mine", 1, namespace="elsewhere")
+    assert "is no copy of this source" in refused(source, target)
+    assert "is no copy of this source" in refused(source, target, namespaces=["default"])
+
+
+def test_the_copy_of_another_store_is_refused(opened: Callable[..., Storage]) -> None:
+    source, other, target = opened("memory"), opened("memory"), opened("sqlite")
+    fill(source)
+    fill(other)
+    copy(other, target)
+    assert "is no copy of this source" in refused(source, target)
+    with pytest.raises(CopyTargetError):
+        catch_up(source, target)
+
+
+@pytest.mark.parametrize("verb", ["set", "touch", "new key", "other namespace"])
+def test_a_copy_that_was_written_to_is_refused(pair: tuple[Storage, Storage], verb: str) -> None:
+    source, target = pair
+    advance(target, -500)  # whatever its clock says
+    fill(source)
+    copy(source, target)
+    match verb:
+        case "set":
+            target.set("key 001", "new")
+        case "touch":
+            target.touch("key 001", ttl=None)
+        case "new key":
+            target.set("new", "new")
+        case _:
+            target.set("new", "new", namespace="new")
+    advance(source, 60)
+    source.set("key 001", "newer")
+    assert "was written to since" in refused(source, target)
+    with pytest.raises(CopyTargetError, match="was written to since"):
+        catch_up(source, target)
+
+
+def test_without_resume_the_target_has_to_be_empty(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    copy(source, target, resume=False)
+    assert "resume=False" in refused(source, target, resume=False)
+
+
+def test_there_is_nothing_to_catch_up_in_an_empty_target(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    with pytest.raises(CopyTargetError, match="copy\\(\\) first"):
+        catch_up(source, target)
+    assert target.count() == 0
+
+
+def test_a_target_whose_entries_have_all_expired_is_empty(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+    advance(target, 5000)
+    target.set("key 001", "old", ttl=1)
+    target.create_namespace("left over")
+    advance(target, 1)
+    copy(source, target)
+    copy(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_indexes_of_the_target_itself_stay(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    target.create_index("number", name="mine")
+    copy(source, target)
+    catch_up(source, target)
+    assert [index.name for index in target.list_indexes()] == ["mine"]
+
+
+def test_a_unique_index_of_the_target_itself_refuses_and_loses_nothing(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set_many({"a": {"n": 1}, "b": {"n": 1}})
+    target.create_index("n", unique=True, name="mine")
+    with pytest.raises(UniqueIndexError) as error:
+        copy(source, target)
+    assert error.value.index == "mine"
+    target.drop_index("mine")
+    copy(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_a_store_is_not_copied_into_itself(opened: Callable[..., Storage], tmp_path: Path) -> None:
+    source = opened("sqlite")
+    fill(source)
+    with pytest.raises(ConfigError, match="same store"):
+        copy(source, source)
+    with open_storage(source.get_status().target) as again, pytest.raises(ConfigError, match="same store"):
+        copy(source, again)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    with (
+        open_storage(tmp_path / "folder" / "1.db") as again,
+        pytest.raises(ConfigError, match="same store"),
+    ):
+        copy(source, again)
+
+
+# ---- some namespaces
+
+
+def test_some_namespaces_are_copied(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+    source.create_namespace("users", metadata={"a": 1})
+    source.set_many({"ada": 1, "bob": 2}, namespace="users")
+    source.set("cart", 1, namespace="carts")
+    source.create_index("name", namespace="users")
+    source.create_index("name", namespace="carts")
+    source.create_index("name", namespace=None)
+    report = copy(source, target, namespaces=["users"])
+    assert (report.entries, report.namespaces, report.indexes) == (2, 1, 2)
+    assert target.list_namespaces() == ["default", "users"]
+    assert contents(target, ["users"])["rows"] == contents(source, ["users"])["rows"]
+    assert target.namespace_info("users") == source.namespace_info("users")
+    assert target.count() == 0
+    source.delete("ada", namespace="users")
+    source.set("other cart", 1, namespace="carts")
+    assert catch_up(source, target, namespaces=["users", "users"]).deleted == 1
+    assert target.list_namespaces() == ["default", "users"]
+    copy(source, target)
+    assert contents(target) == contents(source)
+    # Then a part of it again: the rest is left alone.
+    source.delete("bob", namespace="users")
+    source.delete("cart", namespace="carts")
+    catch_up(source, target, namespaces=["users"])
+    assert target.count(namespace="users") == 0
+    assert target.count(namespace="carts") == 2
+
+
+def test_a_namespace_that_is_not_there_is_named(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    with pytest.raises(NamespaceNotFoundError, match="'nobody', 'nothing'"):
+        copy(source, target, namespaces=["nothing", "default", "nobody"])
+    assert target.count() == 0
+
+
+# ---- when something goes wrong
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda rows: [row._replace(value='"x"') if row.key == "key 011" else row for row in rows], "key 011"),
+        (lambda rows: [row._replace(expires_at=None) for row in rows], "expires"),
+        (lambda rows: [row._replace(metadata=None) for row in rows], "described"),
+        (lambda rows: [row._replace(created_at=row.created_at + (row.key == "key 020")) for row in rows], "key 020"),
+        (lambda rows: [row._replace(version=row.version + (row.key == "key 020")) for row in rows], "key 020"),
+        (lambda rows: [row for row in rows if row.key != "key 030"], "key 030"),
+        (lambda rows: [*rows, rows[0]._replace(key="zz")], "zz"),
+    ],
+    ids=["value", "expiry", "metadata", "time", "version", "skipped", "added"],
+)
+def test_what_arrived_otherwise_is_named(
+    pair: tuple[Storage, Storage],
+    monkeypatch: pytest.MonkeyPatch,
+    small_steps: None,
+    damage: Callable[[list[Row]], list[Row]],
+    named: str,
+) -> None:
+    source, target = pair
+    fill(source)
+    source.set("expires", 1, ttl=1000)
+    source.set("described", 1, metadata={"a": 1})
+    read = lockstep.read
+    monkeypatch.setattr(moving, "read", lambda *args, **options: damage(read(*args, **options)))
+    with pytest.raises(CopyMismatchError) as error:
+        copy(source, target)
+    assert ("default", named) in error.value.keys
+    assert error.value.count == len(error.value.keys) == 1
+    assert repr(named) in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["skipped", "damaged"])
+def test_what_was_caught_up_is_read_back(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    source, target = pair
+    fill(source)
+    copy(source, target)
+    source.set("key 007", "new")
+    place = type(target._engine.begin(wait=None)).place  # a session, which is collected at once
+
+    def lose(self: Any, namespace: str, rows: list[Row], now: int) -> None:
+        if fault == "damaged":
+            place(self, namespace, [row._replace(value="1") for row in rows], now)
+
+    monkeypatch.setattr(type(target._engine.begin(wait=None)), "place", lose)
+    with pytest.raises(CopyMismatchError) as error:
+        catch_up(source, target)
+    assert error.value.keys == (("default", "key 007"),)
+
+
+def test_without_verification_versions_are_compared_still(
+    stores: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    fill(source)
+    read = lockstep.read
+    monkeypatch.setattr(moving, "read", lambda *args, **options: read(*args, **options)[1:])
+    with pytest.raises(CopyMismatchError) as error:
+        copy(source, target, verify=False)
+    assert error.value.keys == (("default", "key 000"),)
+
+
+def test_a_target_that_is_too_small_says_so(opened: Callable[..., Storage], small_steps: None) -> None:
+    source, target = opened("sqlite"), opened("memory", capacity=30)
+    fill(source)
+    with pytest.raises(CapacityError):
+        copy(source, target)
+    assert 0 < target.count() <= 30
+    assert source.count() == 50
+
+
+@pytest.mark.parametrize("what", ["value", "metadata"])
+def test_an_entry_that_the_target_would_not_take_is_named(opened: Callable[..., Storage], what: str) -> None:
+    source, target = opened("memory"), opened("sqlite", max_value_bytes=1000)
+    fill(source)
+    source.set("big", "x" * 2000 if what == "value" else 1, metadata={"a": "x" * 2000} if what != "value" else None)
+    with pytest.raises(InvalidValueError, match=r"'big' in namespace 'default' has 2,00\d bytes"):
+        copy(source, target)
+    source.delete("big")
+    assert copy(source, target).entries == 50
+
+
+def test_memory_is_bounded_by_bytes_and_not_by_entries(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    source.set_many({f"key {number:03d}": "x" * 100 * (number % 5) for number in range(60)})
+    source.set("one that is longer than all", "x" * 5000)
+    monkeypatch.setattr(lockstep, "BYTES_AT_ONCE", 1000)
+    read, sizes = lockstep.read, list[int]()
+
+    def noted(*args: Any, **options: Any) -> list[Row]:
+        rows = read(*args, **options)
+        sizes.append(sum(len(row.value) for row in rows))
+        return rows
+
+    monkeypatch.setattr(moving, "read", noted)
+    copy(source, target)
+    assert contents(target) == contents(source)
+    *_, second, greatest = sorted(sizes)
+    assert greatest == 5002
+    assert 800 < second <= 1000
+
+
+def test_progress_tells_each_step(stores: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = stores
+    fill(source)
+    source.create_index("number")
+    told: list[CopyProgress] = []
+    copy(source, target, progress=told.append)
+    assert list(dict.fromkeys(progress.step for progress in told)) == ["copying", "indexing", "verifying"]
+    for step, total in (("copying", 50), ("indexing", 1), ("verifying", 50)):
+        done = [progress.done for progress in told if progress.step == step]
+        assert done == sorted(done)
+        assert (done[0], done[-1]) == (0, total)
+        assert {progress.total for progress in told if progress.step == step} == {total}
+    assert len(told) > 15
+
+
+@pytest.mark.parametrize("step", ["copying", "indexing", "verifying"])
+def test_what_progress_raises_cancels(stores: tuple[Storage, Storage], step: str) -> None:
+    source, target = stores
+    fill(source)
+    source.create_index("number")
+
+    def cancel(progress: CopyProgress) -> None:
+        if progress.step == step:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        copy(source, target, progress=cancel)
+    copy(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_the_source_is_only_read(opened: Callable[..., Storage], tmp_path: Path) -> None:
+    source, target = opened("sqlite"), opened("memory")
+    fill(source)
+    source.set("old", 1, ttl=1)
+    advance(source, 10)
+    with open_storage(tmp_path / "1.db", read_only=True, clock=source._clock) as read_only:
+        assert copy(read_only, target).entries == 50
+    assert source._reading().rows("default", ["old"])
+
+
+def test_a_target_that_cannot_be_written_is_told_at_once(opened: Callable[..., Storage], tmp_path: Path) -> None:
+    source, target = opened("memory"), opened("sqlite")
+    fill(source)
+    with open_storage(tmp_path / "2.db", read_only=True) as read_only, pytest.raises(StorageReadOnlyError):
+        copy(source, read_only)
+    with target.transaction(), pytest.raises(TransactionError):
+        copy(source, target)
+    with source.transaction(), pytest.raises(TransactionError):
+        copy(source, target)
+    target.close()
+    with pytest.raises(StorageClosedError):
+        copy(source, target)
+    with pytest.raises(StorageClosedError):
+        copy(target, source)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"namespaces": "default"}, InvalidValueError),
+        ({"namespaces": []}, InvalidValueError),
+        ({"namespaces": 7}, InvalidValueError),
+        ({"namespaces": ["*"]}, InvalidNamespaceError),
+        ({"verify": 1}, InvalidValueError),
+        ({"resume": "yes"}, InvalidValueError),
+        ({"progress": 3}, InvalidValueError),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    stores: tuple[Storage, Storage], options: dict[str, Any], error: type[Exception]
+) -> None:
+    source, target = stores
+    fill(source)
+    with pytest.raises(error):
+        copy(source, target, **options)
+    assert target.count() == 0
+
+
+def test_only_stores_are_copied(stores: tuple[Storage, Storage]) -> None:
+    source, _ = stores
+    for other in ("path.db", None, AsyncStorage(source)):
+        with pytest.raises(InvalidValueError, match="a Storage is needed"):
+            copy(source, other)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match="a Storage is needed"):
+            copy(other, source)  # type: ignore[arg-type]
