@@ -31,10 +31,12 @@ from mycelia_storage.errors import (
     CopyTargetError,
     InvalidValueError,
     NamespaceNotFoundError,
+    TransactionConflictError,
     UniqueIndexError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 from mycelia_storage.lockstep import EVERYTHING, compare, differences, pieces, read, surplus, suspicious
+from mycelia_storage.retries import Retries
 from mycelia_storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ MOST_NEWER: Final = 50_000
 # So many of the keys that differ are named.
 KEYS_NAMED: Final = 1000
 _KEYS_SHOWN: Final = 5
+_ATTEMPTS: Final = 50
+_DEADLINE: Final = 30.0
 
 
 def copy(
@@ -172,8 +176,16 @@ class _Copy:
         return self._target._reading()
 
     def _change(self, step: Callable[[Primitives, int], R], *, durable: bool = False) -> R:
-        """A transaction on the target."""
-        return self._target._together(step, durable=durable, alone=True)
+        """A transaction on the target. What it removes by itself, since it has expired, may come between."""
+        retries = Retries(_ATTEMPTS, _DEADLINE)
+        while True:
+            try:
+                return self._target._together(step, durable=durable, alone=True)
+            except TransactionConflictError:
+                pause = retries.pause()
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
     def _tell(self, step: CopyStep, done: int, total: int) -> None:
         if self._progress is not None:
@@ -503,15 +515,14 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _refuse_same(source: Storage, target: Storage) -> None:
-    if source is target or source._engine is target._engine:
-        raise ConfigError("source and target are the same store")
-    one, other = source._engine.status(), target._engine.status()
-    backends = {source._engine.backend, target._engine.backend}
-    if backends == {"memory"} or len(backends) > 1:
-        return
-    is_same = one.target == other.target
-    if backends == {"sqlite"}:
+    """Where it is not noticed, as of a server that has two names, nothing is written: there is no difference."""
+    one, other = source._engine, target._engine
+    where = one.status().target
+    is_same = one is other
+    if one.backend == other.backend == "sqlite":
         with contextlib.suppress(OSError):
-            is_same = os.path.samefile(one.target, other.target)
+            is_same = os.path.samefile(where, other.status().target)
+    elif one.backend == other.backend != "memory":
+        is_same = (where, source._options.schema) == (other.status().target, target._options.schema)
     if is_same:
-        raise ConfigError(f"source and target are the same store, {one.target}")
+        raise ConfigError(f"source and target are the same store, {where}")
