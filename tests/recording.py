@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import apsw
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SECTOR: Final = 512
+_TIME_FOR_OTHERS: Final = 0.001
 MODES: Final = ("nothing", "everything", "prefix", "subset", "torn")
 Mode = Literal["nothing", "everything", "prefix", "subset", "torn"]
 
@@ -64,6 +66,7 @@ class Log(apsw.VFS):
             with open(os.path.join(directory, name), "rb") as file:
                 self.before[name] = file.read()
         self.events: list[Event] = []
+        self.gives_way = False  # other threads run before each write and sync: who was told too early says so
         self._known = set(self.before)
         super().__init__("recording", "unix")
 
@@ -117,11 +120,17 @@ class Log(apsw.VFS):
 
 class _Recorded(apsw.VFSFile):
     def __init__(self, log: Log, short_name: str, name: Any, flags: list[int]) -> None:
+        self._log = log
         self._events = log.events
         self._name = short_name
         super().__init__("unix", name, flags)
 
+    def _give_way(self) -> None:
+        if self._log.gives_way:
+            time.sleep(_TIME_FOR_OTHERS)
+
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802 - the driver's name
+        self._give_way()
         super().xWrite(data, offset)
         self._events.append(Event("write", self._name, offset, bytes(data)))
 
@@ -130,6 +139,7 @@ class _Recorded(apsw.VFSFile):
         self._events.append(Event("truncate", self._name, newsize))
 
     def xSync(self, flags: int) -> None:  # noqa: N802 - the driver's name
+        self._give_way()
         # Nobody cuts the power of this machine: noting it is enough, and a hundred times as fast.
         self._events.append(Event("sync", self._name))
 

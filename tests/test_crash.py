@@ -2,7 +2,9 @@
 
 Several processes write to one file: threads that share commits, an asyncio program, one that opens and closes the store
 all the time, one that keeps house. In each of them threads remove what has expired and cut the -wal, all the time, and
-are killed in the middle of that, too. Each worker of each does steps that are told by their number alone, one after the
+are killed in the middle of that, too. Between the last statement of a transaction and its commit some time may pass, and
+whoever waits for another's commit looks all the time whether it is said to be done: so that who was told too early is
+found out. Each worker of each does steps that are told by their number alone, one after the
 other, and says over a pipe which it has done, once the call has returned. They are killed; then each worker's entries
 have to be those after the last step it has told of, or after the one behind it. The file goes on to the next round.
 
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
 SHORT = {True: 13, False: 7}  # rounds, with a WAL and without
 LONG = {True: 700, False: 300}
 ROUNDS_A_FILE = 20
-LONGEST_LIFE = 0.1  # seconds after each has told of its first step
+LONGEST_LIFE = 0.15  # seconds after each has told of its first step
 
 # What all programs have in common: it forks them, so that a round does not begin with four interpreters starting.
 COMMON = """
-import asyncio, json, os, random, signal, threading, traceback
-from mycelia_storage import open_async_storage, open_storage, upkeep
+import asyncio, json, os, random, signal, threading, time, traceback
+import apsw
+from mycelia_storage import UniqueIndexError, open_async_storage, open_storage, upkeep
+from mycelia_storage.engines import line as waiting
 from mycelia_storage.engines.sqlite import checkpoints, writer
 
 upkeep.CLEAN_UP_EVERY = 0.005
@@ -55,6 +59,16 @@ def failed(*_):
 
 threading.excepthook = failed
 writer.WAL_PAGES = 8
+
+# Who was told too early has its chance to say so before the commit.
+waiting._LONGEST_SLEEP = 0.0002
+
+def committing():
+    if random.random() < 0.2:
+        time.sleep(random.uniform(0, 0.002))
+    return False
+
+apsw.connection_hooks.append(lambda connection: connection.set_commit_hook(committing))
 """
 
 FORKS = """
@@ -103,17 +117,34 @@ def step(store, worker, number):
         store.set("gone", number, namespace=space, durable=number % 4 == 0)
     else:
         store.delete("gone", namespace=space)
+
+# It has written when it fails: whoever shares its commit runs once more, each with a commit of its own.
+WRONG = {"p": {"n": 2}, "q": {"n": 1}}
+
+def prepare(store):
+    store.create_index("n", namespace="unique", unique=True, name="unique n")
+    store.set("first", {"n": 1}, namespace="unique")
+
+def fail(store):
+    try:
+        store.set_many(WRONG, namespace="unique")
+    except UniqueIndexError:
+        return
+    raise AssertionError("two have the same value of a unique index")
 """
 
 THREADS = """
 def threads():
     store = open_storage(path, **options)
+    prepare(store)
     def work(worker):
         number = 0
         while True:
             number += 1
             step(store, worker, number)
             told(worker, number)
+            if number % 2:
+                fail(store)
     for n in range(4):
         threading.Thread(target=work, args=(f"thread{n}",)).start()
     signal.pause()
@@ -147,15 +178,25 @@ async def astep(store, worker, number):
     else:
         await store.delete("gone", namespace=space)
 
+async def afail(store):
+    try:
+        await store.set_many(WRONG, namespace="unique")
+    except UniqueIndexError:
+        return
+    raise AssertionError("two have the same value of a unique index")
+
 async def work(store, worker):
     number = 0
     while True:
         number += 1
         await astep(store, worker, number)
         told(worker, number)
+        if number % 5 == 0:
+            await afail(store)
 
 async def main():
     async with open_async_storage(path, **options) as store:
+        prepare(store.sync)
         await asyncio.gather(*(work(store, f"task{n}") for n in range(8)))
 
 def tasks():

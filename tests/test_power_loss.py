@@ -2,7 +2,9 @@
 
 Workloads run on a recorded disk (`recording.py`). For every position of the log, in several ways to tear what was on
 its way, the disk is rebuilt and opened: it has to be whole, and its state the one after some step that had begun, and
-where the settings promise it, none before the last that was acknowledged.
+where the settings promise it, none before the last that was acknowledged. Who waits for another's commit looks all the
+time whether it is said to be done, and other threads run before each write to the disk: an acknowledgement that comes
+too early stands in the log before what it speaks of.
 
 The long form takes every position in more ways, a hundred points and more of every combination, and prints how many:
 
@@ -26,7 +28,8 @@ import pytest
 from recording import MODES, Disk, recording
 from stepping import Held, Workers, line_up, result, until
 
-from mycelia_storage import AsyncStorage, Storage, StorageError, open_storage
+from mycelia_storage import AsyncStorage, Storage, StorageError, UniqueIndexError, open_storage
+from mycelia_storage.engines import line
 from mycelia_storage.engines.sqlite import checkpoints, writer
 from mycelia_storage.testing import FakeClock
 
@@ -102,8 +105,17 @@ class Play:
         self._acknowledge(number, durable=durable)
         return found
 
-    def steps_together(self, store: Storage, calls: list[Callable[[], object]], changes: list[dict[str, str]]) -> None:
-        """Several changes that share a commit, by threads that are told each for itself."""
+    def steps_together(
+        self,
+        store: Storage,
+        calls: list[Callable[[], object]],
+        changes: list[dict[str, str]],
+        failing: Callable[[], object] | None = None,
+    ) -> None:
+        """Several changes that share a commit, by threads that are told each for itself.
+
+        Behind them comes one that fails, if there is one, so that each gets a commit of its own after all.
+        """
         first = self._expect(changes)
 
         def told(number: int, call: Callable[[], object]) -> None:
@@ -112,11 +124,13 @@ class Play:
 
         with Workers() as workers, Held(store) as held:
             members = [lambda n=n, call=call: told(first + n, call) for n, call in enumerate(calls)]
-            futures = line_up(store, workers, members)
+            futures = line_up(store, workers, [*members, *([failing] if failing else [])])
+            self._log.gives_way = True
             held.let_go()
             until(lambda: all(future.done() for future in futures), "the end of every write")
             for future in futures:
                 result(future)
+        self._log.gives_way = False
         assert state_of(self._path) == self.states[-1]
 
     def tasks_together(
@@ -132,7 +146,9 @@ class Play:
         async def all_of_them() -> None:
             await asyncio.gather(*(told(first + n, call) for n, call in enumerate(calls)))
 
+        self._log.gives_way = True
         runner.run(all_of_them())
+        self._log.gives_way = False
         assert state_of(self._path) == self.states[-1]
 
     def _expect(self, changes: list[dict[str, str]]) -> int:
@@ -191,8 +207,13 @@ def batches(play: Play) -> None:
 
 
 def shared_commits(play: Play) -> None:
+    def fail() -> None:
+        with pytest.raises(UniqueIndexError):  # after it has written
+            store.set_many({"p": {"n": 2}, "q": {"n": 1}}, namespace="unique")
+
     with play.open() as store:
-        play.step(lambda: store.set("warm", 0, **play.durable))
+        play.step(lambda: store.create_index("n", unique=True, namespace="unique"), durable=False)
+        play.step(lambda: store.set("first", {"n": 1}, namespace="unique", **play.durable))
         for number in range(4):
             changes = [{f"{n}:left": str(number), f"{n}:right": str(number)} for n in range(5)]
             calls: list[Callable[[], object]] = [
@@ -203,7 +224,7 @@ def shared_commits(play: Play) -> None:
                 )
                 for n in range(5)
             ]
-            play.steps_together(store, calls, changes)
+            play.steps_together(store, calls, changes, fail if number % 2 else None)
 
 
 def transactions(play: Play) -> None:
@@ -420,8 +441,9 @@ def scratch() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def written_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that checkpoints fall into every workload."""
+    """So that checkpoints fall into every workload; and whoever waits looks all the time."""
     monkeypatch.setattr(writer, "WAL_PAGES", FEW_PAGES)
+    monkeypatch.setattr(line, "_LONGEST_SLEEP", 0.0001)
 
 
 def record(scratch: str, workload: Workload, prepare: Callable[[str], None], setting: Setting) -> Course:
