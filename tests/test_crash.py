@@ -1,12 +1,12 @@
 """Hazard: processes are killed at any moment, and something acknowledged is lost, half applied, or the file is damaged.
 
-Several processes write to one file: threads that share commits, an asyncio program, one that opens and closes the store
-all the time, one that keeps house. In each of them threads remove what has expired and cut the -wal, all the time, and
-are killed in the middle of that, too. Between the last statement of a transaction and its commit some time may pass, and
-whoever waits for another's commit looks all the time whether it is said to be done: so that who was told too early is
-found out. Each worker of each does steps that are told by their number alone, one after the
-other, and says over a pipe which it has done, once the call has returned. They are killed; then each worker's entries
-have to be those after the last step it has told of, or after the one behind it. The file goes on to the next round.
+Several processes write to one file: threads that share commits, an asyncio program, one that opens and closes the
+store all the time, one that keeps house. In each of them threads remove what has expired and cut the -wal, all the
+time, and are killed in the middle of that, too. Between the last statement of a transaction and its commit some time
+may pass, and whoever waits for another's commit looks all the time whether it is said to be done: so that who was told
+too early is found out. Each worker of each does steps that are told by their number alone, one after the other, and
+says over a pipe which it has done, once the call has returned. They are killed; then each worker's entries have to be
+those after the last step it has told of, or after the one behind it. The file goes on to the next round.
 
 The long form plays 1,000 rounds, and prints what there was:
 

@@ -359,6 +359,45 @@ def test_expired_entries_go_when_they_are_in_the_way(any_store: Storage, clock: 
         any_store.set("other", {"n": -1.0})
 
 
+@pytest.mark.parametrize("namespace", ["default", None], ids=repr)
+def test_what_is_in_the_way_is_found_without_a_visit_to_every_entry(
+    sqlite_store: Storage, clock: FakeClock, namespace: str | None
+) -> None:
+    store = sqlite_store
+    store.create_index("n", unique=True, namespace=namespace)
+    store.set_many({f"{number}": {"n": number} for number in range(5000)})
+    store.set("old", {"n": -1}, ttl=1)
+    clock.advance(1)
+    steps = 0
+
+    def step() -> bool:
+        nonlocal steps
+        steps += 100
+        return False
+
+    connection = store._engine.writer.connection  # type: ignore[attr-defined]
+    connection.set_progress_handler(step, 100)
+    store.set("new", {"n": -1})
+    with pytest.raises(UniqueIndexError, match="'new'"):
+        store.set("refused", {"n": -1})
+    connection.set_progress_handler(None)
+    assert 0 < steps < 5000
+
+
+def test_what_is_in_the_way_of_two_indexes_makes_room_once(clock: FakeClock) -> None:
+    with open_storage("memory:", capacity=3, clock=clock) as store:
+        store.create_index("n", unique=True)
+        store.create_index("m", unique=True)
+        store.set("old", {"n": 1, "m": 1}, ttl=1)
+        store.set("stays", 1)
+        clock.advance(1)
+        with store.transaction() as tx:
+            tx.set("new", {"n": 1, "m": 1})
+            tx.set("third", 1)
+            with pytest.raises(CapacityError):
+                tx.set("fourth", 1)
+
+
 def test_an_entry_keeps_its_own_value(any_store: Storage) -> None:
     any_store.create_index("n", unique=True)
     any_store.create_index("n", "m", unique=True)

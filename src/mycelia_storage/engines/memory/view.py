@@ -15,7 +15,7 @@ from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Newer, Outlin
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.state import Changes, State, is_live
-from mycelia_storage.engines.memory.unique import Claims, duplicates
+from mycelia_storage.engines.memory.unique import Claims, duplicates, refusal
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.keys import matches
 from mycelia_storage.matching import compile_filter, in_order, position
@@ -249,17 +249,16 @@ class View:
             self._changes.claims.pop(name, None)
         return there
 
-    def _refusal(self, namespace: str, row: Row) -> UniqueIndexError | None:
-        """Who has the value already that a row would have in a unique index."""
+    def _owners(self, namespace: str, row: Row) -> list[tuple[IndexRow, Row]]:
+        """Who has a value already that a row would have in a unique index."""
+        found: list[tuple[IndexRow, Row]] = []
         for index in self.indexes():
-            if not index.is_unique or index.namespace not in (None, namespace):
-                continue
-            owner = self._owner(index, namespace, row)
-            if owner is not None:
-                fields = ", ".join(str(key.path) for key in index.fields)
-                message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {row.key!r} would have"
-                return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, row.key)
-        return None
+            if index.is_unique and index.namespace in (None, namespace):
+                key = self._owner(index, namespace, row)
+                owner = None if key is None else self._row(namespace, key)
+                if owner is not None:
+                    found.append((index, owner))
+        return found
 
     def _owner(self, index: IndexRow, namespace: str, row: Row) -> str | None:
         claim = claim_of(index.fields, namespace, row)
@@ -309,12 +308,13 @@ class View:
 
     def _put_one(self, namespace: str, new: PutRow, now: int) -> int:
         row = self._new_row(namespace, new, now)
-        if self._refusal(namespace, row) is not None:
-            self._purge_all(now)  # what has expired, but is still there, is in nobody's way
+        while owners := self._owners(namespace, row):
+            for index, owner in owners:
+                if is_live(owner, now):
+                    raise refusal(index, namespace, owner.key, row.key)
+            # What has expired, but is still there, is in nobody's way.
+            self._remove(namespace, {owner.key: owner for _, owner in owners}.values(), now)
             row = self._new_row(namespace, new, now)
-            refusal = self._refusal(namespace, row)
-            if refusal is not None:
-                raise refusal
         self._changes.growth += self._row(namespace, row.key) is None
         self._changes.write(namespace, row.key, row)
         return row.version

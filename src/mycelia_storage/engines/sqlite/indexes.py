@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
 
@@ -44,6 +44,7 @@ SET_ANALYZED: Final = "UPDATE storage_indexes SET analyzed_entries = ? WHERE id 
 COUNT: Final = "SELECT count(*) FROM (SELECT 1 FROM storage_entries WHERE namespace = ? LIMIT ?)"
 COUNT_ALL: Final = "SELECT count(*) FROM (SELECT 1 FROM storage_entries LIMIT ?)"
 GREATEST_ID: Final = "SELECT ifnull(max(id), 0) FROM storage_entries"
+FLOOR: Final = "SELECT version FROM storage_version_floor WHERE id = 1"
 KEPT: Final = """
 SELECT version, created_at, updated_at, metadata FROM storage_entries
 WHERE namespace = ? AND key = ? AND (expires_at IS NULL OR expires_at > ?)"""
@@ -183,14 +184,23 @@ def definition(number: int, index: IndexRow) -> str:
     return f"CREATE {kind} {PREFIX}{number} ON storage_entries ({', '.join(columns)}){where}"
 
 
-def refusal(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> UniqueIndexError:
-    """The error for a row that a unique index refuses: which one, and whose value it is."""
+class Owner(NamedTuple):
+    """Who has the value of a unique index that a row would have."""
+
+    of: IndexRow
+    key: str
+    expires_at: int | None
+
+
+def owners(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> list[Owner]:
+    """Who is in the way of a row that some unique index refuses."""
     key, value, metadata, expires_at = row
-    now_ms, version = now // 1000, now
+    now_ms = now // 1000
+    version = max(now, _fetch(connection, FLOOR)[0][0] + 1)
     created_at = updated_at = now_ms
     for old_version, old_created_at, old_updated_at, old_metadata in _fetch(connection, KEPT, (namespace, key, now_ms)):
         # What the entry would have kept.
-        version, created_at, updated_at = max(now, old_version + 1), old_created_at, max(now_ms, old_updated_at)
+        version, created_at, updated_at = max(version, old_version + 1), old_created_at, max(now_ms, old_updated_at)
         metadata = old_metadata if metadata is None else metadata
     candidate = Candidate(
         key,
@@ -201,24 +211,21 @@ def refusal(connection: apsw.Connection, namespace: str, row: PutRow, now: int) 
         updated_at,
         expires_at,
     )
+    found: list[Owner] = []
     for index in all_indexes(connection).values():
         if index.is_unique and index.namespace in (None, namespace):
-            owner = _owner(connection, index, namespace, candidate)
-            if owner is not None:
-                fields = ", ".join(str(sort_key.path) for sort_key in index.fields)
-                message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {key!r} would have"
-                return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, key)
-    message = f"the key {key!r} in namespace {namespace!r} has a value that a unique index refuses"
-    return UniqueIndexError(message, key=key)
+            found += _owners(connection, index, namespace, candidate)
+    return found
 
 
-def _owner(connection: apsw.Connection, index: IndexRow, namespace: str, candidate: Candidate) -> str | None:
+def _owners(connection: apsw.Connection, index: IndexRow, namespace: str, candidate: Candidate) -> Iterable[Owner]:
+    """The other row that has the candidate's value, by the index itself."""
     places, _ = position(index.fields, candidate)
-    conditions = ["e.namespace = ?", "e.key <> ?"]
-    bindings: list[object] = [namespace, candidate.key]
+    # A literal, as in the definition of the index: otherwise it would not be used, and every entry visited.
+    conditions, bindings = [f"e.namespace = {text_literal(namespace)}", "e.key <> ?"], list[object]([candidate.key])
     for key, (is_missing, rank, value) in zip(index.fields, places, strict=True):
         if is_missing or rank == 6:
-            return None
+            return []
         field = FieldSQL(key.path)
         if field.is_json:
             conditions += [f"{field.R} = ?", f"{field.V} = ?"]
@@ -226,9 +233,18 @@ def _owner(connection: apsw.Connection, index: IndexRow, namespace: str, candida
         else:
             conditions.append(f"{field.column} = ?")
             bindings.append(value)
-    statement = f"SELECT e.key FROM storage_entries AS e WHERE {' AND '.join(conditions)} LIMIT 1"
-    found = _fetch(connection, statement, tuple(bindings))
-    return found[0][0] if found else None
+    statement = f"SELECT e.key, e.expires_at FROM storage_entries AS e WHERE {' AND '.join(conditions)} LIMIT 1"
+    return [Owner(index, *found) for found in _fetch(connection, statement, tuple(bindings))]
+
+
+def refusal(namespace: str, key: str, owners: Iterable[Owner]) -> UniqueIndexError:
+    """The error for a row that has these in its way: which index refuses it, and whose value it is."""
+    for index, owner, _ in owners:
+        fields = ", ".join(str(sort_key.path) for sort_key in index.fields)
+        message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {key!r} would have"
+        return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, key)
+    message = f"the key {key!r} in namespace {namespace!r} has a value that a unique index refuses"
+    return UniqueIndexError(message, key=key)
 
 
 def _duplicates(connection: apsw.Connection, index: IndexRow) -> str:

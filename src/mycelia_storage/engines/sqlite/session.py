@@ -497,21 +497,32 @@ def put_one(
     except apsw.ConstraintError as error:
         if extended_code(error) not in MENDABLE:
             raise
-    mended: set[int] = set()
+    is_registered = False
     while True:
         try:
             return connection.execute(PUT, bindings).get  # type: ignore[no-any-return]
         except apsw.ConstraintError as error:
             code = extended_code(error)
-            if code not in MENDABLE or (code in mended and code == apsw.SQLITE_CONSTRAINT_NOTNULL):
+            if code == apsw.SQLITE_CONSTRAINT_UNIQUE:
+                _clear_the_way(connection, namespace, row, now)
+            elif code == apsw.SQLITE_CONSTRAINT_NOTNULL and not is_registered:
+                connection.execute(REGISTER, (namespace, None, now // 1000))
+                is_registered = True
+            else:
                 raise
-            if code in mended:
-                raise indexes.refusal(connection, namespace, row, now) from error
-            mended.add(code)
-        if code == apsw.SQLITE_CONSTRAINT_NOTNULL:
-            connection.execute(REGISTER, (namespace, None, now // 1000))
-        else:  # what has expired, but is still there, blocks no unique index
-            purge_all(connection, now)
+
+
+def _clear_the_way(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> None:
+    """Remove what has expired, is still there, and has a value of a unique index that a row would have.
+
+    Raises UniqueIndexError where what has it is alive.
+    """
+    owners = indexes.owners(connection, namespace, row, now)
+    live = [owner for owner in owners if owner.expires_at is None or owner.expires_at > now // 1000]
+    if live or not owners:
+        raise indexes.refusal(namespace, row[0], live)
+    removed = connection.execute(DELETE, (_array([owner.key for owner in owners]), namespace)).fetchall()
+    _live_of_removed(connection, removed, now)
 
 
 def _put_many(connection: apsw.Connection, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
