@@ -293,6 +293,7 @@ def copies(run: Run) -> None:
     before = state_of(run.mirror)
     done = run.attempt(lambda: store.backup(target))
     assert os.path.exists(target) == done
+    assert not [name for name in os.listdir(os.path.dirname(target)) if name.endswith(".partial")]
     run.step(store, lambda to: to.set("since", 1))
     if done:
         run.step(store, lambda to: to.restore(target) if to is store else to.delete("since"))

@@ -37,7 +37,9 @@ from mycelia_storage import (
     open_storage,
 )
 from mycelia_storage.engines.sqlite.failures import to_storage_error
+from mycelia_storage.sharing import Call
 from mycelia_storage.testing import FakeClock
+from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,6 +170,9 @@ class Trap:
         self.error = error
         self.seen: list[str] = []
 
+    def disarm(self) -> None:
+        self.error = None
+
     def __call__(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
         self.seen.append(statement)
         if self.error is not None and len(self.seen) == self.at:
@@ -176,7 +181,7 @@ class Trap:
 
 
 @contextmanager
-def trapped(trap: Trap) -> Iterator[None]:
+def trapped(trap: Trap | Traps) -> Iterator[None]:
     """Connections that are opened in the block have the trap."""
 
     def hook(connection: apsw.Connection) -> None:
@@ -187,7 +192,7 @@ def trapped(trap: Trap) -> Iterator[None]:
         yield
     finally:
         apsw.connection_hooks.remove(hook)
-        trap.error = None
+        trap.disarm()
 
 
 class Case(NamedTuple):
@@ -374,3 +379,152 @@ def test_a_schema_error_is_not_taken_for_damage(tmp_path: Path) -> None:
         for call in (lambda: store.set("k", 2), lambda: store.get_entry("k"), lambda: state_of(store)):
             with pytest.raises(SchemaVersionError), suppress(TransactionError):
                 call()
+
+
+# ---- several errors
+
+
+class Traps:
+    """Lets statements raise that begin with these words, in place of being run; one time for each error."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, list[Callable[[apsw.Connection], Exception]]] = {}
+
+    @property
+    def are_sprung(self) -> bool:
+        return not any(self.errors.values())
+
+    def disarm(self) -> None:
+        self.errors = {}
+
+    def __call__(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
+        for words in [words for words, errors in self.errors.items() if errors]:
+            if statement.strip().startswith(words):
+                raise self.errors[words].pop()(cursor.connection)
+        return True
+
+
+def failing_with(name: str) -> Callable[[apsw.Connection], Exception]:
+    return lambda connection: of_code(name)
+
+
+CHANGES: dict[str, Callable[[Storage], object]] = {
+    "set_many": lambda store: store.set_many({"k": 2, "l": 2}),
+    "increment": lambda store: store.increment("k"),
+    "transaction": lambda store: store.run_transaction(lambda tx: (tx.set("k", 2), tx.set("l", 2))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_connection_that_cannot_roll_back_is_replaced(
+    tmp_path: Path, change: Callable[[Storage], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "store.db")
+    traps = Traps()
+    with trapped(traps), open_storage(path) as store, open_storage(path, busy_timeout=0.05) as other:
+        store.set("k", 1)
+        traps.errors = {"COMMIT": [failing_with("SQLITE_FULL")] * 2, "ROLLBACK": [failing_with("SQLITE_IOERR_READ")]}
+        with pytest.raises(StorageFullError):
+            change(store)
+        traps.disarm()
+        assert "cannot roll back" in caplog.text
+        other.set("other", 1)  # nothing keeps the lock
+        assert store.get_many(["k", "l"]) == {"k": 1}
+        change(store)
+        assert store.get("k") == 2
+
+
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_CORRUPT", "SQLITE_CONSTRAINT_CHECK", "SQLITE_ERROR"])
+def test_after_an_error_inside_a_transaction_nothing_of_it_stays(tmp_path: Path, name: str) -> None:
+    """Of a verb of several statements half is done then; whoever goes on is told that it is over."""
+    traps = Traps()
+    with trapped(traps), open_storage(tmp_path / "store.db") as store:
+        store.set("k", 1)
+        with suppress(TransactionError), store.transaction() as tx:
+            tx.set("first", 1)
+            traps.errors = {"DELETE": [failing_with(name)]}
+            with pytest.raises(StorageError):
+                tx.set("expiring", 1, ttl=3600)  # and cleans up along the way
+            assert traps.are_sprung
+            with pytest.raises(TransactionError):
+                tx.set("second", 1)
+        assert store.list_keys() == ["k"]
+        store.set("k", 2)
+
+
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_BUSY", "SQLITE_CONSTRAINT_CHECK", "SQLITE_FULL"])
+def test_a_member_that_fails_at_any_statement_leaves_nothing_in_the_commit_of_the_others(
+    tmp_path: Path, name: str
+) -> None:
+    def calls() -> list[Call]:
+        return [
+            Call(lambda verbs: Verbs.increment(verbs, "n")),
+            Call(lambda verbs: Verbs.set(verbs, "expiring", 1, ttl=3600)),
+            Call(lambda verbs: Verbs.set_many(verbs, {"a": 1, "b": 2}, ttl=3600)),
+            Call(lambda verbs: Verbs.take(verbs, "taken")),
+            Call(lambda verbs: Verbs.increment(verbs, "n")),
+        ]
+
+    counting = Trap()
+    for at in range(1000):
+        trap = Trap()
+        with trapped(trap), open_storage(tmp_path / f"{at}.db", synchronous="OFF") as store:
+            store.set_many({"n": 0, "taken": 1})
+            trap.seen.clear()
+            trap.at, trap.error = at, lambda: of_code(name)
+            some = calls()
+            store._share(some)
+            trap.error = None
+            done = [call.error is None for call in some]
+            assert all(isinstance(call.error, StorageError) for call in some if call.error is not None)
+            expected = {"n": done[0] + done[4]} | ({} if done[3] else {"taken": 1})
+            expected |= {"expiring": 1} if done[1] else {}
+            expected |= {"a": 1, "b": 2} if done[2] else {}
+            assert dict(store.namespace("default").items()) == expected, (at, trap.seen)
+            if not at:
+                counting = trap
+            elif at >= len(counting.seen):
+                break
+    assert at > 10
+
+
+def test_a_check_whose_reading_was_given_up_says_what_it_has_not_seen(tmp_path: Path) -> None:
+    """After some errors SQLite ends the transaction in which one state is looked at."""
+
+    def ends_it(connection: apsw.Connection) -> Exception:
+        connection.execute("ROLLBACK")
+        return of_code("SQLITE_IOERR_SHORT_READ")
+
+    traps = Traps()
+    with trapped(traps), open_storage(tmp_path / "store.db") as store:
+        store.set("k", 1)
+        traps.errors = {"PRAGMA integrity_check": [ends_it]}
+        with pytest.raises(StorageCorruptError, match="not looked at") as raised:
+            store.check()
+        assert len(raised.value.problems) == 2
+        assert store.check().entries == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SQLITE_CORRUPT", StorageCorruptError),
+        ("SQLITE_IOERR_SHORT_READ", StorageIOError),
+        ("SQLITE_BUSY", StorageError),
+    ],
+)
+def test_what_cannot_be_looked_at_is_the_reason_where_a_right_statement_is_refused(
+    tmp_path: Path, name: str, expected: type[StorageError]
+) -> None:
+    traps = Traps()
+    with trapped(traps), open_storage(tmp_path / "store.db") as store:
+        store.set("k", 1)
+        traps.errors = {
+            "CREATE INDEX": [failing_with("SQLITE_ERROR")],
+            "SELECT namespace, key FROM storage_entries": [failing_with(name)],
+        }
+        with pytest.raises(expected) as raised:
+            store.create_index("n")
+        assert type(raised.value) is expected
+        assert traps.are_sprung
+        store.create_index("n")

@@ -182,6 +182,19 @@ def test_a_crash_may_bring_the_commit_and_a_close_makes_certain_that_it_has_not_
         assert state_of(again) == before
 
 
+def test_a_close_makes_it_certain_where_a_reader_keeps_the_wal_as_it_is(path: str, tmp_path: Path) -> None:
+    """It cannot be cut then: another commit has to take the place of the one in doubt."""
+    with open_storage(path) as other:
+        other.set("m", 1)
+        with other.transaction(read_only=True) as tx:
+            assert tx.get("k") == 1
+            with in_doubt(path, busy_timeout=0.1) as store:
+                before = state_of(store)
+                assert crashed(path, tmp_path / "in doubt") != before, "then this test proves nothing"
+            assert crashed(path, tmp_path / "closed") == before
+        assert state_of(other) == before
+
+
 def test_another_store_goes_on_and_makes_it_certain(path: str, tmp_path: Path) -> None:
     with open_storage(path) as other, in_doubt(path) as store:
         other.set("m", 1)

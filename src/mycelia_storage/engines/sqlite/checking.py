@@ -36,7 +36,7 @@ from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.expressions import FieldSQL, text_literal
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, to_storage_error
 from mycelia_storage.engines.sqlite.indexes import MAX_INDEXES, PREFIX, all_indexes
-from mycelia_storage.errors import NotAStorageFileError, StorageCorruptError, StorageError
+from mycelia_storage.errors import NotAStorageFileError, StorageCorruptError, StorageError, TransactionError
 from mycelia_storage.indexing import check_index_name
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 
@@ -175,6 +175,12 @@ class _Check:
         self._unexplained = ""
 
     def run(self) -> None:
+        try:
+            self._look()
+        except TransactionError:  # and with it the one state that is to be looked at
+            self._findings.add("the rest was not looked at: SQLite gave the file up, after something it could not read")
+
+    def _look(self) -> None:
         if self._schema():
             self._integrity()
             for look in (self._namespaces, self._floor, self._definitions):

@@ -209,8 +209,9 @@ def new_file(target: str, options: Options, *, overwrite: bool, store: str | Non
         with failing_as(target):
             connection = open_writer(partial, options)
         try:
-            # It is synchronized as a whole, once it is complete.
-            connection.execute("PRAGMA synchronous=OFF")
+            with failing_as(target):
+                # It is synchronized as a whole, once it is complete.
+                connection.execute("PRAGMA synchronous=OFF")
             yield connection
         finally:
             connection.close()

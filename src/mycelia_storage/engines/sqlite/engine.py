@@ -326,24 +326,35 @@ class SQLiteEngine:
     def failure(self, error: Exception, *, committing: bool = False) -> StorageError:
         """The library's error for one of the driver's; `committing` as in `to_storage_error`."""
         if isinstance(error, apsw.SQLError | apsw.ConstraintError | apsw.MismatchError) and not self._why_closed:
-            # The statements are right, so the tables are not: another process took the file to another version.
+            found = self._why_refused()
+            if found is not None:
+                return found
+        return to_storage_error(error, self.path, committing=committing)
+
+    def _why_refused(self) -> StorageError | None:
+        """What is wrong with the tables, or with what they hold, where SQLite refuses a statement that is right."""
+        try:
             with (
-                contextlib.suppress(*DRIVER_ERRORS, ConfigError),
                 forking.opening(self.path),
                 contextlib.closing(open_reader(self.path, self._options)) as look,
             ):
                 version = look.execute("SELECT max(version) FROM schema_version").get
-                if version != schema.NEWEST:
+                if version != schema.NEWEST:  # another process took the file there
                     message = f"{self.path}: the file has schema version {version} now: migrate() it, or open it again"
                     return SchemaVersionError(message)
-                try:
-                    schema.verify(look, self.path)
-                except StorageError as found:  # somebody changed the tables
-                    return found
+                schema.verify(look, self.path)
                 for namespace, key in look.execute(MALFORMED):
                     message = f"{self.path}: {key!r} in namespace {namespace!r} holds a text that is no JSON"
                     return StorageCorruptError(message)
-        return to_storage_error(error, self.path, committing=committing)
+        except DRIVER_ERRORS as error:
+            found = to_storage_error(error, self.path)
+            # Then it was not seen what is wrong. What is damaged does not always let itself be looked at.
+            return found if isinstance(found, StorageCorruptError | StorageIOError) else None
+        except ConfigError:
+            return None
+        except StorageError as error:  # somebody changed the tables
+            return error
+        return None
 
     # ---- upkeep
 
