@@ -465,7 +465,7 @@ def test_a_member_that_fails_at_any_statement_leaves_nothing_in_the_commit_of_th
             Call(lambda verbs: Verbs.increment(verbs, "n")),
         ]
 
-    counting = Trap()
+    counting, at = Trap(), 0
     for at in range(1000):
         trap = Trap()
         with trapped(trap), open_storage(tmp_path / f"{at}.db", synchronous="OFF") as store:

@@ -359,6 +359,47 @@ def test_expired_entries_go_when_they_are_in_the_way(any_store: Storage, clock: 
         any_store.set("other", {"n": -1.0})
 
 
+def test_only_what_is_in_the_way_is_removed(any_store: Storage, clock: FakeClock) -> None:
+    """A clock that is set back shows what of that which had expired is still there."""
+    any_store.create_index("n", unique=True)
+    any_store.create_index("m", unique=True)
+    any_store.set_many({f"old {n}": {"n": n, "m": n} for n in range(20)}, ttl=10)
+    any_store.set("elsewhere", {"n": 1}, namespace="place", ttl=10)
+    clock.advance(10)
+    any_store.set("new", {"n": 3, "m": 4})
+    any_store.set_many({"newer": {"n": 5, "m": 5}, "newest": {"n": 6}})
+    any_store.set("old 7", {"n": 8})
+    any_store.set("stays", {"n": 100})
+    with pytest.raises(UniqueIndexError, match="'stays'"):
+        any_store.set("refused", {"n": 100, "m": 10})
+    with pytest.raises(UniqueIndexError, match="'stays'"):
+        any_store.set_many({"refused": {"n": 11}, "refused, too": {"n": 100}})
+    clock.advance(-1)
+    gone = {f"old {n}" for n in (3, 4, 5, 6, 8)}
+    there = {"new", "newer", "newest", "stays", *(f"old {n}" for n in range(20))} - gone
+    assert set(any_store.list_keys()) == there
+    assert any_store.get("old 7") == {"n": 8}
+    assert any_store.has("elsewhere", namespace="place")
+
+
+def test_what_is_removed_because_it_is_in_the_way_leaves_its_version_behind(
+    any_store: Storage, clock: FakeClock
+) -> None:
+    """Versions are unique here, too: the new entry would have that of the one which is in its way."""
+    any_store.create_index("n", unique=True)
+    any_store.create_index("$version", unique=True)
+    first = any_store.set("a", {"n": 1}, ttl=0.001)
+    with any_store.transaction() as tx:
+        for key, last in (("a", first + 1001), ("b", first + 1000)):
+            while tx.set(key, {"n": key}, ttl=0.001) < last:
+                pass
+    clock.advance(0.001)
+    assert any_store.set("new", {"n": 3}) == first + 1002
+    any_store.drop_index("default: $version (unique)")
+    assert any_store.set("a", {"n": 1}) > first + 1001
+    assert any_store.list_keys() == ["a", "new"]
+
+
 @pytest.mark.parametrize("namespace", ["default", None], ids=repr)
 def test_what_is_in_the_way_is_found_without_a_visit_to_every_entry(
     sqlite_store: Storage, clock: FakeClock, namespace: str | None

@@ -11,8 +11,9 @@ Two rules belong to every engine, because only it can keep them in one atomic st
 - **delete, clear, purge** raise the floor to the greatest version that they remove, where that is `now` or more, so
   that no version of a key is used again.
 - **unique indexes**: no two live rows of a namespace have the same scalars or nulls in all fields of one. Where
-  expired rows are in the way of a put, it removes these, and no others; where a live one is, it raises
-  UniqueIndexError, and nothing is written. Rows are put one after the other, each against those before it.
+  expired rows are in the way of a put, it removes these, and no more than it can without keeping others waiting; where
+  a live one is, it raises UniqueIndexError, and nothing is written. Rows are put one after the other, each against
+  those before it.
 
 Times: `now` is microseconds since 1970; stored times are milliseconds. An entry is expired when
 `expires_at <= now // 1000`. Texts are ordered by code point.

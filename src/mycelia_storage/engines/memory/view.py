@@ -308,16 +308,23 @@ class View:
 
     def _put_one(self, namespace: str, new: PutRow, now: int) -> int:
         row = self._new_row(namespace, new, now)
-        while owners := self._owners(namespace, row):
-            for index, owner in owners:
-                if is_live(owner, now):
-                    raise refusal(index, namespace, owner.key, row.key)
-            # What has expired, but is still there, is in nobody's way.
-            self._remove(namespace, {owner.key: owner for _, owner in owners}.values(), now)
+        while self._clear_the_way(namespace, row, now):
             row = self._new_row(namespace, new, now)
         self._changes.growth += self._row(namespace, row.key) is None
         self._changes.write(namespace, row.key, row)
         return row.version
+
+    def _clear_the_way(self, namespace: str, row: Row, now: int) -> bool:
+        """Remove what has expired, is still there, and has a value of a unique index that a row would have.
+
+        False: there was nothing. Raises UniqueIndexError where what has it is alive.
+        """
+        owners = self._owners(namespace, row)
+        for index, owner in owners:
+            if is_live(owner, now):
+                raise refusal(index, namespace, owner.key, row.key)
+        self._remove(namespace, {owner.key: owner for _, owner in owners}.values(), now)
+        return bool(owners)
 
     def _new_row(self, namespace: str, new: PutRow, now: int) -> Row:
         now_ms = now // 1000
@@ -398,12 +405,7 @@ class View:
         before = self._changes.mark()
         try:
             for row in rows:
-                refusal = self._refusal(namespace, row)
-                if refusal is not None:
-                    self._purge_all(now)
-                    refusal = self._refusal(namespace, row)
-                if refusal is not None:
-                    raise refusal
+                self._clear_the_way(namespace, row, now)
                 self._changes.growth += self._row(namespace, row.key) is None
                 self._changes.write(namespace, row.key, row)
         except UniqueIndexError:

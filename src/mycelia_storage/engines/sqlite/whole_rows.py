@@ -126,7 +126,8 @@ def _place_slowly(connection: apsw.Connection, namespace: str, rows: Sequence[Ro
             if extended_code(error) != apsw.SQLITE_CONSTRAINT_UNIQUE:
                 raise
             put = (row.key, row.value, row.metadata, row.expires_at)
-            raise indexes.refusal(connection, namespace, put, now) from error
+            owners = indexes.owners(connection, namespace, put, now)
+            raise indexes.refusal(namespace, row.key, owners) from error
 
 
 def purge_all(connection: apsw.Connection, now: int) -> None:
