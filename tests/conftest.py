@@ -48,6 +48,12 @@ collect_ignore = [] if IS_ENCRYPTING else ["encryption"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres-locale", help='the order of texts on the server: "not-C", "C", "icu:de-DE", …')
+    parser.addoption("--patroni", action="store_true", help="install Patroni and etcd and let them do a failover")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_by_hand = collection_path.name == "test_patroni.py" and not config.getoption("--patroni")
+    return True if is_by_hand else None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,8 +28,9 @@ PATIENCE_SECONDS = 60
 class Writers:
     """Four threads: two with `set`, one with `increment`, one with transactions of two writes."""
 
-    def __init__(self, store: Storage) -> None:
+    def __init__(self, store: Storage, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.store = store
+        self._patience_seconds = patience_seconds
         self.acknowledged: dict[str, int] = {}
         self.unknown: set[str] = set()
         self.refused: set[str] = set()
@@ -59,7 +60,7 @@ class Writers:
 
     def go_on(self, count: int) -> None:
         """Wait for so many more acknowledgements, of each of the threads."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience_seconds
         with self._changed:
             wanted = [counted + count for counted in self._counts()]
             while not self.failures and any(now < then for now, then in zip(self._counts(), wanted, strict=True)):

@@ -67,7 +67,8 @@ def stop(config: pytest.Config) -> None:
 
 
 def needs_server(item: pytest.Item) -> bool:
-    return "postgres" in item.nodeid.lower()
+    """Also the pages of the manual, of which some do."""
+    return "postgres" in item.nodeid.lower() or "page_database" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,6 @@ INPUTS = {
 "2932": {"name": "Tema", "country": "GH", "population": 161612}
 }
 """,
-    "db.json": b'{"_default": {"1": {"a": 1}}, "people": {"1": {"name": "Ada"}}}',
     "log.jsonl.gz": gzip.compress(b'{"at": 1}\n{"at": 2}\n', mtime=0),
 }
 
@@ -155,8 +154,30 @@ def page_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         handler.close()
 
 
+@pytest.fixture
+def page_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a page that wants one, a database of its own on the tests' server, in `DATABASE_URL`."""
+    page: Path = request.getfixturevalue("page")
+    if "DATABASE_URL" not in page.read_text(encoding="utf-8"):
+        yield
+        return
+    import psycopg
+    from psycopg.sql import SQL, Identifier
+
+    dsn: str = request.getfixturevalue("postgres_dsn")
+    name = Identifier(f"page_{page.stem}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(SQL("drop database if exists {} with (force)").format(name))
+        connection.execute(SQL("create database {}").format(name))
+        monkeypatch.setenv("DATABASE_URL", f"{dsn.rpartition('/')[0]}/page_{page.stem}")
+        yield
+        connection.execute(SQL("drop database {} with (force)").format(name))
+
+
 @pytest.mark.parametrize("page", RUNNING, ids=page_id)
-def test_the_examples_of_a_page_run(page: Path, page_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_a_page_run(
+    page: Path, page_directory: Path, page_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = types.ModuleType(f"page_{page.stem.lower().replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     environment = dict(os.environ)
