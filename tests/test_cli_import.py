@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mycelia_storage import open_storage
+from mycelia_storage import json_texts, open_storage
 from mycelia_storage.cli import main, readers
 
 PROGRAM = [sys.executable, "-m", "mycelia_storage.cli"]
@@ -483,7 +483,7 @@ def test_windows_of_any_size_read_what_json_reads(monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "d"
     text = json.dumps(dict(enumerate([*DOCUMENTS, 1.5e-7, -1, "\\u00e9\ud83d\ude00", True])), ensure_ascii=True)
     for size in range(1, 60):
-        monkeypatch.setattr(readers, "_WINDOW_BYTES", size)
+        monkeypatch.setattr(json_texts, "_WINDOW_BYTES", size)
         position = chance.randrange(len(text))
         for spoiled in (text, text[:position] + chance.choice('{}[]",:\\0-e.n ') + text[position + 1 :]):
             file.write_text(spoiled)
@@ -494,7 +494,7 @@ def read_object(file: Path) -> str | None:
     with open(file, "rb") as stream:
         try:
             return exactly([tuple(record)[1:3] for record in readers.read_json_object(stream)])
-        except readers.UnreadableError:
+        except json_texts.UnreadableError:
             return None
 
 

@@ -59,6 +59,7 @@ INPUTS = {
 "2932": {"name": "Tema", "country": "GH", "population": 161612}
 }
 """,
+    "db.json": b'{"_default": {"1": {"a": 1}}, "people": {"1": {"name": "Ada"}}}',
     "log.jsonl.gz": gzip.compress(b'{"at": 1}\n{"at": 2}\n', mtime=0),
 }
 

@@ -229,6 +229,8 @@ def test_type_hints_of_public_values_resolve() -> None:
         "CheckReport",
         "CopyProgress",
         "Entry",
+        "ImportProblem",
+        "ImportReport",
         "LoadProblem",
         "LoadReport",
         "LostEntry",

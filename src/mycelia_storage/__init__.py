@@ -11,6 +11,8 @@ from mycelia_storage.entries import (
     CopyProgress,
     CopyReport,
     Entry,
+    ImportProblem,
+    ImportReport,
     IndexInfo,
     LoadProblem,
     LoadReport,
@@ -61,6 +63,7 @@ from mycelia_storage.facet import StorageFacet
 from mycelia_storage.facet_contract import enforce_contract
 from mycelia_storage.facet_result import StorageResult
 from mycelia_storage.filters import Field, Filter
+from mycelia_storage.foreign.importing import import_from
 from mycelia_storage.keys import escape_pattern
 from mycelia_storage.moving import catch_up, copy
 from mycelia_storage.namespace import Namespace
@@ -93,6 +96,8 @@ __all__ = [
     "Entry",
     "Field",
     "Filter",
+    "ImportProblem",
+    "ImportReport",
     "IndexExistsError",
     "IndexInfo",
     "IndexNotFoundError",
@@ -144,6 +149,7 @@ __all__ = [
     "enforce_contract",
     "escape_pattern",
     "field",
+    "import_from",
     "match",
     "open_async_storage",
     "open_storage",

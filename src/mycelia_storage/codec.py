@@ -57,6 +57,7 @@ _HINTS: Final[dict[str, str]] = {
     "complex": "convert it to a list of two numbers",
     "ndarray": "convert it with .tolist()",
 }
+_ANY_HINT: Final = "convert it to None, bool, int, float, str, list or dict"
 
 
 class Unfit:
@@ -238,6 +239,11 @@ def _text_problem(text: str) -> str | None:
     return None
 
 
+def hint_for(type_name: str) -> str:
+    """What to do about a value of a type that is only known by its name."""
+    return _HINTS.get(type_name, _ANY_HINT)
+
+
 def _hint(value: object) -> str:
     for kind in type(value).__mro__:
         if kind.__name__ in _HINTS:
@@ -251,4 +257,4 @@ def _hint(value: object) -> str:
         return "convert it with .item()"
     if isinstance(value, msgspec.Struct) or hasattr(type(value), "__dataclass_fields__"):
         return "convert it with msgspec.to_builtins(), or use a typed namespace view"
-    return "convert it to None, bool, int, float, str, list or dict"
+    return _ANY_HINT

@@ -77,6 +77,42 @@ class LoadReport(msgspec.Struct, frozen=True):
 
 
 @final
+class ImportProblem(msgspec.Struct, frozen=True):
+    """An entry that `import_from` did not take over: its key, or what is known of it, and the reason."""
+
+    namespace: str
+    key: str
+    reason: str
+
+
+@final
+class ImportReport(msgspec.Struct, frozen=True):
+    """What an `import_from` did, or with `dry_run` would do.
+
+    Of the entries `read` each counts once more: `written`; `unchanged`, since the store has the very same; `skipped`,
+    since it has another one of that key and `existing="skip"` was given; `expired`; or `failed`. `replaced` of the
+    written ones have taken the place of another. `total` is how many the source has, None where it does not tell.
+    `problems` are the first hundred of the failed ones; `notes` tell what else there is to know of the source.
+
+    As an argument of `progress` it tells the same of the import so far; `problems` are then those since the last call.
+    """
+
+    kind: str
+    total: int | None
+    read: int
+    written: int
+    replaced: int
+    unchanged: int
+    skipped: int
+    expired: int
+    failed: int
+    namespaces: tuple[str, ...]
+    problems: tuple[ImportProblem, ...]
+    notes: tuple[str, ...]
+    dry_run: bool
+
+
+@final
 class NamespaceInfo(msgspec.Struct, frozen=True):
     """A namespace: how many live entries it holds, its own metadata, and when it was registered."""
 

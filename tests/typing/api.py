@@ -14,6 +14,7 @@ from mycelia_storage import (
     CheckReport,
     CopyProgress,
     Entry,
+    ImportReport,
     LoadReport,
     LostEntry,
     Namespace,
@@ -23,6 +24,7 @@ from mycelia_storage import (
     Status,
     Storage,
     Transaction,
+    import_from,
     open_storage,
     salvage,
 )
@@ -95,6 +97,10 @@ def finding(store: Storage) -> None:
     assert_type(store.namespace_info("a"), NamespaceInfo)
     assert_type(store.get_status(), Status)
     assert_type(store.check(), CheckReport)
+    taken = import_from(store, "diskcache", Path("cache"), existing="skip", progress=lambda report: print(report.read))
+    assert_type(taken, ImportReport)
+    assert_type(taken.written, int)
+    assert_type([problem.reason for problem in taken.problems], list[str])
     rescued = salvage("damaged.db", "new.db", progress=lambda progress: print(progress.done))
     assert_type(rescued, SalvageReport)
     assert_type(rescued.lost_entries, tuple[LostEntry, ...])

@@ -1,9 +1,9 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
-Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing` and `exporting`, the
-verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on backups in `backups`, the
-one that copies between stores in `moving`, those on damage and migrations in `repairs` and `doctor`, and the one on
-keys in `keys`.
+Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing`, `importing_from`
+and `exporting`, the verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on
+backups in `backups`, the one that copies between stores in `moving`, those on damage and migrations in `repairs` and
+`doctor`, and the one on keys in `keys`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from mycelia_storage.cli import backups, doctor, failures, indexes, keys, moving
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
+from mycelia_storage.cli.importing_from import import_from_library
 from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, target_of
-from mycelia_storage.cli.readers import decode_line
 from mycelia_storage.errors import StorageError
+from mycelia_storage.json_texts import decode_line
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 from mycelia_storage.options import read_options
 
@@ -241,6 +242,7 @@ def export_entries(
         output.show_facts(facts, f"exported {output.entry_count(done.entries)} to {file} in {done.seconds:.1f} s")
 
 
+app.command("import-from")(import_from_library)
 app.command()(querying.query)
 app.command()(querying.count)
 app.command()(querying.explain)

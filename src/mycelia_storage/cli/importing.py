@@ -21,7 +21,6 @@ from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
     Problem,
-    UnreadableError,
     infer_type,
     read_csv,
     read_json_array,
@@ -40,6 +39,7 @@ from mycelia_storage.errors import (
     StorageError,
     UniqueIndexError,
 )
+from mycelia_storage.json_texts import UnreadableError
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 
 if TYPE_CHECKING:

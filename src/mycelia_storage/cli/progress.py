@@ -1,6 +1,6 @@
 """The progress of imports and copies on standard error: a bar on a terminal, nothing in a pipe.
 
-Called by `importing`, `backups`, `moving` and `repairs`.
+Called by `importing`, `importing_from`, `backups`, `moving` and `repairs`.
 """
 
 from __future__ import annotations
@@ -99,3 +99,15 @@ def copying_bar() -> Generator[Callable[[CopyProgress], object] | None, None, No
             bar.update(task, description=progress.step, completed=progress.done, total=total)
 
         yield show
+
+
+@contextmanager
+def entries_bar() -> Generator[Callable[[int, int | None], object], None, None]:
+    """What shows how many entries have been read, of how many where that is known; nothing where nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[entries]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("import", total=None, entries=entry_count(0))
+        yield lambda done, total: bar.update(task, completed=done, total=total, entries=entry_count(done))

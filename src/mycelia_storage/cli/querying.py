@@ -17,9 +17,9 @@ import typer
 from mycelia_storage.cli import listing, output
 from mycelia_storage.cli.failures import UsageError
 from mycelia_storage.cli.opening import Namespace, open_store
-from mycelia_storage.cli.readers import decode_line
 from mycelia_storage.cli.where import parse_where
 from mycelia_storage.errors import InvalidFilterError
+from mycelia_storage.json_texts import decode_line
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 from mycelia_storage.query import parse_field, parse_filter, parse_sort
 

@@ -101,6 +101,28 @@ def open_to_look(path: str, secret: Secret | None = None) -> apsw.Connection:
     return connection
 
 
+def open_to_read(path: str, patience: float) -> apsw.Connection:
+    """A connection to a database of somebody else, which others may write to meanwhile; it changes nothing of it.
+
+    1. Not in WAL mode: read under SQLite's locks, for which nothing is written.
+    2. In WAL mode, with files beside it: a program has it open, or had. Read through these, and not written back.
+    3. In WAL mode, and alone: nobody has it open, and reading it as usual would make files beside it.
+    """
+    is_alone = _start(path)[19:20] == b"\2" and not any(map(os.path.lexists, (path + "-wal", path + "-shm")))
+    name = f"file:{urllib.parse.quote(path)}?immutable=1" if is_alone else path
+    flags = apsw.SQLITE_OPEN_READONLY | (apsw.SQLITE_OPEN_URI if is_alone else 0)
+    connection = apsw.Connection(name, flags=flags, vfs=pages.FILE_LAYER)
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.set_busy_handler(Patience(patience))
+        _distrust(connection)
+        connection.execute("PRAGMA temp_store=MEMORY")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def open_copy(path: str, secret: Secret | None) -> apsw.Connection:
     """A connection to a copy of a file, which may have a journal beside it that has to be rolled back."""
     return _connect(path, _start(path), secret, apsw.SQLITE_OPEN_READWRITE)
