@@ -88,6 +88,7 @@ def postgres_connection(postgres_dsn: str) -> Iterator[psycopg.Connection[tuple[
     import psycopg
 
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute("set lock_timeout = '20s'")  # what a test holds itself it would wait for without an end
         yield connection
 
 

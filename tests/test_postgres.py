@@ -5,19 +5,18 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
-import json
 import logging
 import os
-import signal
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from children import Child, run, run_together
+from children import run, run_together
+from psycopg.conninfo import make_conninfo
 
 from mycelia_storage import (
-    CapacityError,
     ConfigError,
     NotAStorageFileError,
     SchemaVersionError,
@@ -28,7 +27,6 @@ from mycelia_storage import (
     StorageTimeoutError,
     StorageUnavailableError,
     TransactionConflictError,
-    TransactionError,
     UniqueIndexError,
     field,
     open_storage,
@@ -71,7 +69,7 @@ def test_no_update_is_lost_between_threads_with_connections_of_their_own(store: 
         elif how == "modify":
             store.modify("n", lambda n: n + 1)
         elif how == "run_transaction":
-            store.run_transaction(lambda tx: tx.set("n", tx.get("n") + 1), attempts=1000, deadline=60)
+            store.run_transaction(lambda tx: tx.set("n", tx.get("n", 0) + 1), attempts=1000, deadline=60)
         else:
             while True:
                 entry = store.get_entry("n")
@@ -79,7 +77,11 @@ def test_no_update_is_lost_between_threads_with_connections_of_their_own(store: 
                     store.set("n", entry.value + 1, if_version=entry.version)
                     break
 
-    together(THREADS, lambda _: [step() for _ in range(STEPS)])
+    def steps(_: int) -> None:
+        for _ in range(STEPS):
+            step()
+
+    together(THREADS, steps)
     assert store.get("n") == THREADS * STEPS
 
 
@@ -142,8 +144,8 @@ def test_a_transaction_reads_the_state_of_its_beginning_not_of_its_first_read(st
     for read_only in (True, False):
         with store.transaction(read_only=read_only) as tx:
             together(1, lambda _: store.increment("a"))
-            seen = tx.get("a")
-        assert seen == store.get("a") - 1
+            seen = tx.get("a", 0)
+        assert seen + 1 == store.get("a")
 
 
 def test_batches_in_any_order_end_in_no_deadlock(store: Storage) -> None:
@@ -170,10 +172,15 @@ def test_a_conflict_in_the_commit_runs_the_verb_again_and_not_the_callers_transa
     store.set("a", 1)
     assert store.modify("a", change) == 11
     assert calls == [1, 10]
-    with pytest.raises(TransactionConflictError), store.transaction() as tx:
-        tx.set("a", tx.get("a") + 1)
-        together(1, lambda _: store.set("a", 20))
-        # The other one was first: either here or at the commit this one is told.
+
+    def comes_late() -> None:
+        with store.transaction() as tx:
+            seen = tx.get("a", 0)
+            together(1, lambda _: store.set("a", 20))
+            tx.set("a", seen + 1)
+
+    with pytest.raises(TransactionConflictError):
+        comes_late()
     assert store.get("a") == 20
 
 
@@ -205,10 +212,15 @@ def test_an_error_of_the_server_ends_the_transaction_and_nothing_is_kept(
     store: Storage, postgres_connection: psycopg.Connection[Any], postgres_schema: str
 ) -> None:
     store.set("a", 1)
-    with pytest.raises(StorageCorruptError), store.transaction() as tx:
-        tx.delete("a")
-        postgres_connection.execute(f"alter table {postgres_schema}.namespaces rename to elsewhere")
-        tx.list_namespaces()
+
+    def meets_it() -> None:
+        with store.transaction() as tx:
+            tx.delete("a")
+            postgres_connection.execute(f"alter table {postgres_schema}.namespaces rename to elsewhere")
+            tx.list_namespaces()
+
+    with pytest.raises(StorageCorruptError):
+        meets_it()
     postgres_connection.execute(f"alter table {postgres_schema}.elsewhere rename to namespaces")
     assert store.list_keys() == ["a"]
 
@@ -249,12 +261,19 @@ def test_connections_that_the_server_has_ended_cost_no_caller_an_error(
     postgres_dsn: str, postgres_schema: str, postgres_connection: psycopg.Connection[Any], how: str
 ) -> None:
     name = f"{postgres_schema}_app"
-    with open_storage(f"{postgres_dsn}&application_name={name}", schema=postgres_schema, pool_max=4) as store:
+    dsn = make_conninfo(postgres_dsn, application_name=name)
+    with open_storage({"backend": "postgresql", "options": {"dsn": dsn, "schema": postgres_schema}}) as store:
         together(4, lambda n: store.set(f"k{n}", n))
-        ended = postgres_connection.execute(
-            f"select {how}(pid) from pg_stat_activity where application_name = %s", (name,)
-        ).fetchall()
+        ended = [
+            pid
+            for (pid, _) in postgres_connection.execute(
+                f"select pid, {how}(pid) from pg_stat_activity where application_name = %s", (name,)
+            ).fetchall()
+        ]
         assert ended
+        there = "select 1 from pg_stat_activity where pid = any(%s)"
+        while how == "pg_terminate_backend" and postgres_connection.execute(there, (ended,)).fetchall():
+            pass  # until they are gone
         for n in range(8):
             store.set(f"k{n}", n)
             assert store.get(f"k{n}") == n
@@ -275,12 +294,16 @@ def test_a_lock_that_others_hold_is_waited_for_no_longer_than_busy_timeout(
         store.set("a", 3)
 
 
-def test_a_statement_that_takes_too_long_is_ended_by_the_server(postgres_dsn: str, postgres_schema: str) -> None:
-    with open_storage(postgres_dsn, schema=postgres_schema, statement_timeout=0.001) as store:
-        with pytest.raises(StorageTimeoutError, match="statement_timeout"):
-            for n in range(2000):
-                store.set_many({f"{n}:{k}": "v" * 1000 for k in range(500)})
-        store.set("a", 1) if False else None
+def test_a_statement_that_takes_too_long_is_ended_by_the_server(
+    postgres_dsn: str, postgres_schema: str, postgres_connection: psycopg.Connection[Any]
+) -> None:
+    with open_storage(postgres_dsn, schema=postgres_schema, statement_timeout=0.2) as store:
+        with postgres_connection.transaction():
+            postgres_connection.execute(f"lock table {postgres_schema}.entries in access exclusive mode")
+            for call in (lambda: store.get("a"), lambda: store.set("a", 1), store.count):
+                with pytest.raises(StorageTimeoutError, match="statement_timeout"):
+                    call()
+        store.set("a", 1)
 
 
 def test_a_query_is_ended_by_its_timeout_and_its_connection_goes_on(
@@ -352,7 +375,7 @@ def test_the_time_is_the_servers_whatever_the_clock_of_this_machine_says(
 def test_behind_a_pooler_nothing_rests_on_a_session(
     postgres_dsn: str, postgres_schema: str, postgres_connection: psycopg.Connection[Any]
 ) -> None:
-    """In transaction mode a pooler gives each transaction another connection: settings and prepared ones are not there."""
+    """In transaction mode a pooler gives each transaction another connection, with the settings of somebody else."""
     with open_storage(postgres_dsn, schema=postgres_schema, prepare_threshold=None, busy_timeout=0.2) as store:
         for n in range(8):
             store.set("a", n)
@@ -421,7 +444,7 @@ def test_any_name_of_a_schema_is_quoted(postgres_dsn: str, postgres_connection: 
         with open_storage(postgres_dsn, schema=name) as store:
             store.set("a", {"n": 1})
             store.create_index("n", unique=True)
-            assert store.explain(field("n") == 1).indexes
+            assert store.explain(field("n") == 1).entries == 1
             assert [entry.key for entry in store.query(field("n") == 1, sort="-n")] == ["a"]
             store.check()
             store.drop_index(store.list_indexes()[0].name)
@@ -506,22 +529,19 @@ def test_a_restore_that_is_cancelled_leaves_the_old_state(store: Storage, tmp_pa
 def test_no_password_is_shown_anywhere(
     postgres_dsn: str, postgres_schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
     secret = "hunter2-swordfish"
-    parameters = conninfo_to_dict(postgres_dsn)
-    dsn = make_conninfo("", **{**parameters, "password": secret})
+    dsn = make_conninfo(postgres_dsn, password=secret)
     caplog.set_level(logging.DEBUG)
     with open_storage({"backend": "postgresql", "options": {"dsn": dsn, "schema": postgres_schema}}) as store:
         store.set("a", 1)
-        shown = [repr(store), repr(store.get_status()), repr(store._options), str(vars(store._options) if False else "")]
+        shown = [repr(store), repr(store.get_status()), repr(store._options)]
     away = make_conninfo("", host="/nowhere/at/all", password=secret, user="me", dbname="db")
     with pytest.raises(StorageUnavailableError) as caught:
         open_storage({"backend": "postgresql", "options": {"dsn": away}})
     shown += [str(caught.value), repr(caught.value.__cause__), caplog.text]
     with pytest.raises(ConfigError) as refused:
-        open_storage(f"postgresql://me:{secret}@host:notaport/db")
-    shown += [str(refused.value), repr(refused.value.__cause__), repr(refused.value.__context__)]
+        open_storage(f"postgresql://me:{secret}@host/db?nothing={secret}")
+    shown += [str(refused.value), "".join(traceback.format_exception(refused.value))]
     assert [text for text in shown if secret in text] == []
 
 
@@ -572,7 +592,11 @@ def test_a_closed_store_says_so(postgres_dsn: str, postgres_schema: str) -> None
     tx = store.transaction()
     inside = tx.__enter__()
     store.close()
-    for call in (lambda: store.get("a"), lambda: store.set("a", 1), lambda: inside.set("a", 1), store.check):
+    with pytest.raises(StorageClosedError):
+        inside.set("a", 1)
+    with pytest.raises(StorageClosedError):
+        tx.__exit__(None, None, None)
+    for call in (lambda: store.get("a"), lambda: store.set("a", 1), store.check, lambda: store.get_many([])):
         with pytest.raises(StorageClosedError):
             call()
     store.close()

@@ -26,7 +26,7 @@ from psycopg.rows import TupleRow
 
 from mycelia_storage.engines.limits import is_limited, is_over, time_left, timeout_error
 from mycelia_storage.engines.postgres import arrays
-from mycelia_storage.engines.postgres.failures import cause_of, to_storage_error
+from mycelia_storage.engines.postgres.failures import ENDS, cause_of, to_storage_error
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     raw: Cursor
     is_unconfirmed: bool = False
+    _is_ending: bool = False
 
     def get_ready(self) -> None:
         """Called once, when it is open."""
@@ -89,6 +90,8 @@ class Connection(psycopg.Connection[TupleRow]):
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.sqlstate == _WARNING and diagnostic.severity_nonlocalized == "WARNING":
             self.is_unconfirmed = True
+        if (diagnostic.sqlstate or "") in ENDS:
+            self._is_ending = True
 
     def is_usable(self) -> bool:
         """Whether the server is still there, as far as can be known without a question."""
@@ -96,11 +99,12 @@ class Connection(psycopg.Connection[TupleRow]):
             # The server says something without being asked: good bye, mostly.
             try:
                 self.pgconn.consume_input()
+                self.pgconn.is_busy()  # which looks at it, and makes a notice of what nobody has asked for
             except psycopg.Error:
                 return False
             if self.pgconn.status != ConnStatus.OK or self._poll.poll(0):
                 return False
-        return not self.closed
+        return not self._is_ending and not self.closed
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """As the driver does; what has a limit is cancelled when it is over."""

@@ -36,7 +36,7 @@ STANDBY: Final = "25006"
 UNIQUE: Final = "23505"
 CANCELLED: Final = "57014"
 # The server said that it ends the connection; what it was about to answer nobody will know.
-_ENDS: Final = ("57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
+ENDS: Final = ("57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
 
 
 class TakenError(Exception):
@@ -101,7 +101,7 @@ def is_lost(error: psycopg.Error) -> bool:
     """Whether the connection is gone, or about to be."""
     state = state_of(error)
     if state:
-        return state in _ENDS or state.startswith("08")
+        return state in ENDS or state.startswith("08")
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
@@ -124,7 +124,7 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     state = state_of(error)
     if isinstance(error, psycopg_pool.PoolClosed):
         return StorageClosedError("the store is closed")
-    if committing and (is_lost(error) or state in (CANCELLED, "40003", "08007")):
+    if committing and (is_lost(error) or state == "40003"):
         return outcome_unknown(where)
     if state in CONFLICTS or (state == UNIQUE and (error.diag.constraint_name or "").endswith("_pkey")):
         return TransactionConflictError(f"{where}: another transaction came between; this one was rolled back")

@@ -16,7 +16,6 @@ from psycopg.pq import TransactionStatus
 
 from mycelia_storage.engines.limits import is_limited
 from mycelia_storage.engines.postgres.failures import (
-    CANCELLED,
     STANDBY,
     cause_of,
     is_conflict,
@@ -265,8 +264,7 @@ class PostgresSession(Statements):
             connection.raw.execute(COMMIT, prepare=False)
             ended_with = connection.raw.statusmessage
         except psycopg.Error as error:
-            lost = is_lost(error) or state_of(error) == CANCELLED
-            self.end(lost=lost)
+            self.end(lost=is_lost(error))
             raise self._engine.failure(error, committing=True) from cause_of(error)
         except BaseException:
             self.end(lost=True)

@@ -270,7 +270,8 @@ class Statements(WholeRows):
     def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
         statement = self._statement(namespace, Query(filter), now)
         removal, last = statement.delete(), len(statement.values)
-        text = _removing(removal, f"${last + 1}", f"${last + 2}").replace("{s}", self._texts.schema)
+        around = _removing("{removal}", f"${last + 1}", f"${last + 2}").replace("{s}", self._texts.schema)
+        text = around.replace("{removal}", removal, 1)  # last, since it holds what somebody wrote
         bound = (*statement.values, now, now // 1000)
         return self._run.write(lambda cursor: _counts(cursor.execute(text, bound)))[0]
 
