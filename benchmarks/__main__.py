@@ -2,7 +2,7 @@
 
 Prints tables and how near the targets the run came; speed changes no exit code, a wrong answer does. Everything is
 measured unless --only or --ops (the operations), --queries, --pages, --open, --import, --threads, --async, --upkeep,
---moving or --guards choose.
+--moving, --postgres or --guards choose.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.concurrency import measure_concurrency
 from benchmarks.guards import measure_guards
 from benchmarks.importing import measure_import
 from benchmarks.moving import measure_moving
+from benchmarks.on_postgres import measure_on_postgres
 from benchmarks.opening import measure_opening
 from benchmarks.paging import measure_paging
 from benchmarks.queries import measure_queries
@@ -65,7 +66,7 @@ def _measure(
     wants_operations = bool(chosen.only or chosen.ops)
     parts = (
         chosen.queries, chosen.pages, chosen.open, chosen.imports, chosen.threads, chosen.tasks, chosen.upkeep,
-        chosen.moving, chosen.guards,
+        chosen.moving, chosen.postgres, chosen.guards,
     )  # fmt: skip
     is_everything = not wants_operations and all(part is None for part in parts)
     entries = QUICK_ENTRIES if chosen.quick else ENTRIES
@@ -92,6 +93,22 @@ def _measure(
         if measured.imports:
             _print(report.import_lines(measured.imports))
             verdicts.append(targets.judge_imports(measured.imports))
+    verdicts += _measure_more(chosen, documents, rounds, directory, measured, is_everything=is_everything)
+    return measured, verdicts
+
+
+def _measure_more(
+    chosen: argparse.Namespace,
+    documents: int,
+    rounds: int,
+    directory: Path,
+    measured: report.Measured,
+    *,
+    is_everything: bool,
+) -> list[targets.Verdict]:
+    """What does more than one caller's work on one file."""
+    entries = QUICK_ENTRIES if chosen.quick else ENTRIES
+    verdicts: list[targets.Verdict] = []
     if chosen.threads is not None or is_everything:
         seconds = chosen.threads or (QUICK_THREADS_SECONDS if chosen.quick else THREADS_SECONDS)
         measured.concurrency = measure_concurrency(seconds, rounds, directory, _tell)
@@ -109,10 +126,14 @@ def _measure(
         measured.moving = measure_moving(chosen.moving or entries, directory, _tell)
         _print(report.moving_lines(measured.moving))
         verdicts += targets.judge_moving(measured.moving)
+    if chosen.postgres is not None or is_everything:
+        measured.on_postgres = measure_on_postgres(chosen.postgres or min(documents, TASK_DOCUMENTS), rounds, _tell)
+        _print(report.postgres_lines(measured.on_postgres))
+        verdicts += targets.judge_on_postgres(measured.on_postgres)
     if chosen.guards is not None or is_everything:
         measured.guards = measure_guards(chosen.guards or documents, rounds, directory, _tell)
         _print(report.guard_lines(measured.guards))
-    return measured, verdicts
+    return verdicts
 
 
 def _run_workload(chosen: argparse.Namespace, documents: int, rounds: int, directory: Path) -> harness.Results:
@@ -164,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--upkeep", nargs="?", type=_positive, const=0, metavar="N", help=tended)
     moved = f"copies of N entries into other stores, and the pause of a switch ({ENTRIES})"
     add("--moving", nargs="?", type=_positive, const=0, metavar="N", help=moved)
+    postgres = f"this library and psycopg by hand on a PostgreSQL server, with N documents ({TASK_DOCUMENTS})"
+    add("--postgres", nargs="?", type=_positive, const=0, metavar="N", help=postgres)
     guards = f"what checksums and encryption cost, with N documents ({DOCUMENTS})"
     add("--guards", nargs="?", type=_positive, const=0, metavar="N", help=guards)
     add("--dir", type=Path, metavar="DIRECTORY", help="where the files are made (the system's temporary directory)")

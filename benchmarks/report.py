@@ -20,6 +20,7 @@ from benchmarks.concurrency import ALONE, BESIDE, PROCESSES, READERS, THREADS_EA
 from benchmarks.guards import UNGUARDED
 from benchmarks.harness import MEASURE
 from benchmarks.moving import CHANGES
+from benchmarks.on_postgres import TITLES as TITLES_ON_POSTGRES
 from benchmarks.opening import FILES
 from benchmarks.paging import PAGE_SIZE
 from benchmarks.queries import NAMESPACES
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.moving import Moving
+    from benchmarks.on_postgres import OnPostgres
     from benchmarks.opening import Opening
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
@@ -58,6 +60,7 @@ class Measured:
     tasks: Results | None = None
     upkeep: Upkeep | None = None
     moving: Moving | None = None
+    on_postgres: OnPostgres | None = None
     guards: Guards | None = None
 
 
@@ -218,6 +221,20 @@ def upkeep_lines(measured: Upkeep) -> list[str]:
     return [*lines, "backups: seconds", *_table(["", "plain API", "sqlite", "speed, plain API = 1"], [row])]
 
 
+def postgres_lines(measured: OnPostgres) -> list[str]:
+    """Microseconds of each operation, by hand and by this library."""
+    rows = [
+        [
+            TITLES_ON_POSTGRES[operation],
+            *(figure(statistics.median(side[operation])) for side in (measured.by_hand, measured.ours)),
+            figure(measured.ratio(operation)),
+        ]
+        for operation in measured.ours
+    ]
+    title = f"on PostgreSQL {measured.version}, {measured.documents:,} documents: microseconds a call"
+    return [title, *_table(["", "psycopg by hand", "postgresql", "speed, by hand = 1"], rows)]
+
+
 def moving_lines(measured: Moving) -> list[str]:
     """Seconds and rates of copies into each target, and the memory of the command."""
     titles = ["from sqlite to", "entries", "copy", "verify", "entries/s", "again", "idle catch-up", "pause"]
@@ -339,6 +356,8 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["async"] = _plain(measured.tasks)
     if measured.moving is not None:
         answer["moving"] = {"legs": [vars(leg) for leg in measured.moving.legs], "peaks": measured.moving.peaks}
+    if measured.on_postgres is not None:
+        answer["postgres"] = vars(measured.on_postgres)
     if measured.upkeep is not None:
         removals = [vars(removal) for removal in measured.upkeep.removals]
         answer["upkeep"] = {"removals": removals, "backups": vars(measured.upkeep.backups)}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.async_tasks import LINES
 from benchmarks.concurrency import Ours
 from benchmarks.harness import MEASURE
+from benchmarks.on_postgres import LEAST
+from benchmarks.on_postgres import TITLES as TITLES_ON_POSTGRES
 from benchmarks.paging import PAGE_SIZE
 from benchmarks.peers import DiskCache, JsonDisk, SqliteDict, SqliteDictJson
 from benchmarks.queries import LOAD, NAMESPACES, SAME_INDEX, SETS
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.harness import Results
     from benchmarks.importing import Import
     from benchmarks.moving import Moving
+    from benchmarks.on_postgres import OnPostgres
     from benchmarks.opening import Opening
     from benchmarks.paging import Paging
     from benchmarks.queries import Queries
@@ -159,6 +162,14 @@ def judge_upkeep(measured: Upkeep) -> Iterator[Verdict]:
         yield Verdict(what, f"<= {KEPT_AT_MOST:g}", removal.worst, removal.worst <= KEPT_AT_MOST)
     speed = measured.backups.speed
     yield Verdict("backup vs the plain backup API", f">= {BACKUP_AT_LEAST:g}", speed, speed >= BACKUP_AT_LEAST)
+
+
+def judge_on_postgres(measured: OnPostgres) -> Iterator[Verdict]:
+    """The verdicts on each operation on a PostgreSQL server."""
+    for operation, least in LEAST.items():
+        reached = measured.ratio(operation)
+        what = f"on PostgreSQL: {TITLES_ON_POSTGRES[operation]} vs psycopg by hand"
+        yield Verdict(what, f">= {least:g}", reached, reached >= least)
 
 
 def judge_moving(measured: Moving) -> Iterator[Verdict]:

@@ -237,6 +237,18 @@ def test_upkeep_is_measured(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "the files are removed"
 
 
+def test_a_postgres_server_is_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = bench("--postgres", "300", "--rounds", "1", "--json", str(figures))
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    for side in ("ours", "by_hand"):
+        assert sorted(measured["postgres"][side]) == ["get", "query", "set", "set_many"]
+        assert all(rounds[0] > 0 for rounds in measured["postgres"][side].values())
+    assert len(measured["targets"]) == 4
+    for verdict in measured["targets"]:
+        assert verdict["what"] in done.stdout
+
+
 def test_moving_is_measured(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     done = bench("--moving", "3000", "--dir", str(tmp_path), "--json", str(figures))
