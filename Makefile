@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 WHAT ?=
 ENCRYPTION := .venv-encryption
 
-.PHONY: demo test test-encryption lint bench clean help
+.PHONY: demo demo-postgres test test-encryption lint bench clean help
 
 help:
 	@echo "Everything runs in .venv and .venv-encryption; 'make clean' removes them, which another PYTHON=… needs first."
 	@echo "make demo   235,000 real documents into a SQLite file and out again"
+	@echo "make demo-postgres   the same documents on a PostgreSQL server, which it starts: the same answers"
 	@echo "make test   all tests (make test WHAT='-k crash' passes options to pytest, and leaves out the next)"
 	@echo "make test-encryption   those of encryption, which 'make test' runs too"
 	@echo "make lint   ruff, mypy --strict, pyright"
@@ -26,6 +27,10 @@ $(VENV)/python:
 
 $(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/demo-postgres: $(VENV)/demo
+	$(PIP) --group demo-postgres
 	@touch $@
 
 $(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
@@ -43,6 +48,9 @@ $(ENCRYPTION)/made: $(VENV)/python pyproject.toml constraints.txt
 
 demo: $(VENV)/demo
 	$(BIN)/python demo/cities.py
+
+demo-postgres: $(VENV)/demo-postgres
+	$(BIN)/python demo/on_postgres.py
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest $(WHAT)

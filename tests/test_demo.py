@@ -67,6 +67,18 @@ def test_the_demo_does_every_step_and_can_be_run_again(tmp_path: Path) -> None:
             assert part in text
 
 
+def test_the_cities_answer_on_a_postgres_server_as_before(tmp_path: Path, postgres_dsn: str) -> None:
+    write_cities(tmp_path / "cities.json")
+    place = ["--data-dir", str(tmp_path / "data"), "--source", str(tmp_path / "cities.json")]
+    command = [sys.executable, str(DEMO.with_name("on_postgres.py")), *place]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert (done.stderr.decode(), done.returncode) == ("", 0)
+    text = done.stdout.decode()
+    for part in ("30 entries in", "nothing to do", "how many there are: 30", "Springfield", "one inhabitant more"):
+        assert part in text
+    assert postgres_dsn not in text, "it has a server of its own"
+
+
 def test_the_demo_raises_when_something_is_not_so(tmp_path: Path) -> None:
     names = runpy.run_path(str(DEMO))
     write_cities(tmp_path / "cities.json")
