@@ -22,28 +22,10 @@ import cities
 from cities import CITIES, expect, step, timed
 
 from mycelia_storage import Storage, copy, field, open_storage
+from mycelia_storage.testing.postgres_server import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
-
-# Asked of both stores, which are one line of configuration apart.
-QUESTIONS: Final[dict[str, Callable[[Storage], Any]]] = {
-    "how many there are": lambda store: store.count(namespace=CITIES),
-    "the ten largest cities of Japan": lambda store: entries(
-        store, field("countrycode") == "JP", sort="-population", limit=10
-    ),
-    'all places called "Springfield", by population': lambda store: entries(
-        store, field("name") == "Springfield", sort="-population"
-    ),
-    "more than five million inhabitants, by timezone": lambda store: entries(
-        store, field("population") > 5_000_000, sort=["timezone", "-population"]
-    ),
-    "names that end with 'burg', south of the equator": lambda store: entries(
-        store, field("name").endswith("burg") & (field("latitude") < 0), sort="name"
-    ),
-    "keys that begin with 293 and end with 0": lambda store: store.list_keys(pattern="293*0", namespace=CITIES),
-    "the last page of ten, behind a cursor": lambda store: last_page(store),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,8 +59,6 @@ def server(target: str | None) -> Generator[str, None, None]:
     if target is not None:
         yield target
         return
-    from mycelia_storage.testing.postgres_server import PostgresServer
-
     step("Start a PostgreSQL server")
     with timed() as seconds, PostgresServer() as started:
         print(f"  a new one, in {seconds():.1f} s")
@@ -144,9 +124,29 @@ def entries(store: Storage, filter: Any, **how: Any) -> list[Any]:
 def last_page(store: Storage) -> list[str]:
     """The keys of the last page of Japan's cities by name."""
     keys: list[str] = []
-    for page in store.pages(field("countrycode") == "JP", sort="name", page_size=10, namespace=CITIES):
+    for page in store.pages(field("countrycode") == "JP", sort="name", page_size=500, namespace=CITIES):
         keys = list(page.keys())
     return keys
+
+
+# Asked of both stores, which are one line of configuration apart.
+QUESTIONS: Final[dict[str, Callable[[Storage], Any]]] = {
+    "how many there are": lambda store: store.count(namespace=CITIES),
+    "the ten largest cities of Japan": lambda store: entries(
+        store, field("countrycode") == "JP", sort="-population", limit=10
+    ),
+    'all places called "Springfield", by population': lambda store: entries(
+        store, field("name") == "Springfield", sort="-population"
+    ),
+    "more than five million inhabitants, by timezone": lambda store: entries(
+        store, field("population") > 5_000_000, sort=["timezone", "-population"]
+    ),
+    "names that end with 'burg', south of the equator": lambda store: entries(
+        store, field("name").endswith("burg") & (field("latitude") < 0), sort="name"
+    ),
+    "keys that begin with 293 and end with 0": lambda store: store.list_keys(pattern="293*0", namespace=CITIES),
+    "the last page by name, behind cursors": last_page,
+}
 
 
 if __name__ == "__main__":
