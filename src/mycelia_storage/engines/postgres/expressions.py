@@ -133,10 +133,11 @@ def field_sql(path: Path) -> FieldSQL:
 
 
 class Conditions:
-    """Makes one filter an SQL condition."""
+    """Makes one filter an SQL condition. `indexed` are the paths that an index has, None where that is not known."""
 
-    def __init__(self, bindings: Bindings) -> None:
+    def __init__(self, bindings: Bindings, indexed: frozenset[Path] | None = None) -> None:
         self._bindings = bindings
+        self._indexed = indexed
 
     def of(self, given: Filter, *, negated: bool = False) -> str:
         """The condition, true exactly where the filter matches; never NULL."""
@@ -169,7 +170,15 @@ class Conditions:
             return f"{place.column} = {self._bindings.add(str(value), 'text' if place.is_key else 'bigint')}"
         if kind == 5:
             return all_of(self._same_text(place, value))
-        return f"{place.P} = {self._bindings.number(value) if kind == 4 else PLACES[kind]}"
+        return self.at(path, self._bindings.number(value) if kind == 4 else PLACES[kind])
+
+    def at(self, path: Path, where: str) -> str:
+        """The condition for a place that is no string's."""
+        place = field_sql(path)
+        if self._indexed is not None and path not in self._indexed:
+            return f"{place.P} = {where}"
+        # That L is empty then is news to the planner, which takes what comes behind it in an index as sorted.
+        return f"({place.P} = {where} AND {place.L} = '')"
 
     # ---- fields of documents
 

@@ -21,6 +21,7 @@ from mycelia_storage.engines.postgres.expressions import (
     CUT,
     FALSE,
     IS_TEXT,
+    MISSING,
     PLACES,
     Bindings,
     Conditions,
@@ -74,7 +75,8 @@ class Statement:
         self._query = query
         self._indexed = indexed
         expiry = self._bindings.add(now // 1000, "bigint")
-        self.condition: str = Conditions(self._bindings).of(query.filter)
+        self._conditions = Conditions(self._bindings, indexed)
+        self.condition: str = self._conditions.of(query.filter)
         # A literal, because an index of one namespace is a partial index.
         scope = f"e.namespace = {text_literal(namespace)}"
         live = f"(e.expires_at IS NULL OR e.expires_at > {expiry})"
@@ -193,8 +195,12 @@ class Statement:
         place = field_sql(sort[0].path)
         return [
             Arm((*conditions, place.there), sort, is_there=True),
-            *self._split((*conditions, _missing(place)), sort[1:]),
+            *self._split((*conditions, self._missing(sort[0])), sort[1:]),
         ]
+
+    def _missing(self, key: SortKey) -> str:
+        place = field_sql(key.path)
+        return self._conditions.at(key.path, MISSING) if place.is_json else place.missing
 
     def _behind(self, places: tuple[Place, ...], key: str) -> list[Arm]:
         """The arms behind a position, in order."""
@@ -207,7 +213,7 @@ class Statement:
                 here.append(Arm((*same, behind), self.sort[number:], is_there=True))
             # Ascending they are behind everything else anyway.
             if sort_key.descending and self._can_miss(sort_key) and not places[index][0]:
-                here += self._split((*same, _missing(field_sql(sort_key.path))), self.sort[number + 1 :])
+                here += self._split((*same, self._missing(sort_key)), self.sort[number + 1 :])
             outer = here + outer
             same.append(equal)
         sign = "<" if self._descends else ">"
@@ -218,7 +224,7 @@ class Statement:
         field = field_sql(key.path)
         is_missing, kind, value = place
         if is_missing:
-            return _missing(field), FALSE
+            return self._missing(key), FALSE
         sign = "<" if key.descending else ">"
         if not field.is_json:
             bound = self._bindings.add(str(value), "bigint")
@@ -226,7 +232,7 @@ class Statement:
         if kind == _STRING:
             return self._around_text(field, sign, value)
         at = self._bindings.number(value) if kind == _NUMBER else PLACES[kind]
-        return f"{field.P} = {at}", f"{field.P} {sign} {at}"
+        return self._conditions.at(key.path, at), f"{field.P} {sign} {at}"
 
     def _around_text(self, field: FieldSQL, sign: str, text: str) -> tuple[str, str]:
         cut = self._bindings.text(text[:CUT])
@@ -244,8 +250,3 @@ def _one_after_the_other(walks: list[str], most: int, limit: str | None = None) 
     return (
         walks[0] + limit if len(walks) == 1 else " UNION ALL ".join(f"({walk} LIMIT {most})" for walk in walks) + limit
     )
-
-
-def _missing(field: FieldSQL) -> str:
-    # The second part says nothing new, but to the planner, which then takes what comes after it in an index as sorted.
-    return f"({field.missing} AND {field.L} = '')" if field.is_json else field.missing
