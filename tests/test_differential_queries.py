@@ -1,8 +1,9 @@
 """Hazard: engines disagree on what a filter means or what order a sort gives, with an index or without.
 
-Random documents, filters, sorts, pages and indexes: memory, SQLite, and SQLite with indexes have to find the same
-keys in the same order as the reference matcher, which is asked here about each entry in turn. The normal run takes
-some twenty seconds; `--hypothesis-profile=long` asks over 20,000 queries (see conftest.py).
+Random documents, filters, sorts, pages and indexes: memory, SQLite, SQLite with indexes, and PostgreSQL have to find
+the same keys in the same order as the reference matcher, which is asked here about each entry in turn. The normal run
+takes some twenty seconds, and as many on PostgreSQL; `--hypothesis-profile=long` asks each of them over 20,000 queries
+(see conftest.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import functools
 import tempfile
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +25,7 @@ from mycelia_storage.testing import FakeClock, difference
 from mycelia_storage.testing.query_strategies import METADATA, worlds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from hypothesis.strategies import DrawFn
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 QUERIES = 8
 KEYS = ("a", "a1", "b", "é", "\ue000", "\uffff", "\U0001f600", "A", "a%", "'", "[0]", "\x01", "10", "9")
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 TTLS = (None, None, None, None, 5, 1000)
 
 
@@ -213,7 +217,7 @@ def tell(store: Storage, asked: Question, entries: list[Entry[Any]], expected: l
     event(f"an index serves it: {store.explain(asked.filter, sort=asked.sort).uses_index}")
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example])
+@settings(suppress_health_check=SLOW)
 @given(case=cases(), late=st.booleans(), wait=st.sampled_from([0, 5, 6]))
 def test_every_engine_answers_as_the_reference(case: Case, late: bool, wait: float) -> None:
     items, questions = case.items, case.questions
@@ -241,10 +245,77 @@ def test_every_engine_answers_as_the_reference(case: Case, late: bool, wait: flo
             tell(indexed, asked, entries, expected)
             for store in (memory, plain, indexed):
                 check(store, asked, expected)
-        last = questions[-1]
-        expected = reference(entries, last.filter, last.sort)
         for store in (memory, plain, indexed):
-            assert store.delete_where(last.filter) == len(expected)
-            assert store.list_keys() == [entry.key for entry in entries if entry.key not in expected]
-            assert store.count(namespace="other") == len({item.key for item in items})
-            store.check()
+            check_deleting(store, questions[-1], entries, case)
+
+
+def check_deleting(store: Storage, asked: Question, entries: list[Entry[Any]], case: Case) -> None:
+    expected = reference(entries, asked.filter, asked.sort)
+    assert store.delete_where(asked.filter) == len(expected)
+    assert store.list_keys() == [entry.key for entry in entries if entry.key not in expected]
+    assert store.count(namespace="other") == len({item.key for item in case.items})
+    store.check()
+
+
+# ---- PostgreSQL
+
+# It reads few entries as a whole, whatever indexes there are. So it is also made to take an index wherever it can.
+FORCED = "-c enable_seqscan=off -c enable_sort=off -c enable_bitmapscan=off"
+
+
+class OnPostgres(NamedTuple):
+    """Two stores that are there for all examples, with one clock: one as it is, one that is made to take indexes."""
+
+    clock: FakeClock
+    natural: Storage
+    forced: Storage
+
+
+@pytest.fixture
+def on_postgres(postgres_dsn: str, new_postgres_schema: Callable[[], str]) -> Iterator[OnPostgres]:
+    clock = FakeClock()
+    forced = f"{postgres_dsn}{'&' if '?' in postgres_dsn else '?'}options={quote(FORCED)}"
+    with (
+        open_storage(postgres_dsn, schema=new_postgres_schema(), clock=clock) as natural,
+        open_storage(forced, schema=new_postgres_schema(), clock=clock) as other,
+    ):
+        yield OnPostgres(clock, natural, other)
+
+
+def empty(store: Storage) -> None:
+    for index in store.list_indexes():
+        store.drop_index(index.name)
+    for name in store.list_namespaces():
+        store.clear(namespace=name)
+
+
+# A query on a server takes a hundred times as long as one in a file.
+@settings(
+    max_examples=30 if settings().max_examples == 100 else settings().max_examples,
+    suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture],
+)
+@given(case=cases(), late=st.booleans(), forced=st.booleans(), wait=st.sampled_from([0, 5, 6]))
+def test_postgres_answers_as_the_reference(
+    on_postgres: OnPostgres, case: Case, late: bool, forced: bool, wait: float
+) -> None:
+    clock, store = on_postgres.clock, on_postgres.forced if forced else on_postgres.natural
+    indexes = [*case.indexes, *(index for asked in case.questions[:3] if (index := fitting(asked)))]
+    empty(store)
+    clock.advance(10_000)
+    start = clock.micros
+    if not late:
+        create(store, [index for index in indexes if not index.unique])
+    with open_storage("memory:", clock=clock) as memory:
+        fill(memory, clock, case.items)
+        clock.micros = start
+        fill(store, clock, case.items)
+        clock.advance(wait)
+        if late:
+            assert create(store, indexes) == create(memory, indexes)
+        entries = list(memory.scan())
+    assert not difference(list(store.scan()), entries)
+    for asked in case.questions:
+        expected = reference(entries, asked.filter, asked.sort)
+        tell(store, asked, entries, expected)
+        check(store, asked, expected)
+    check_deleting(store, case.questions[-1], entries, case)

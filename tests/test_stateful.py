@@ -1,21 +1,26 @@
-"""Random sequences of all verbs on memory and SQLite at once: every answer and every error has to be the same.
+"""Random sequences of all verbs on memory and another engine at once: every answer and every error has to be the same.
 
-The machine is public (`mycelia_storage.testing.differential_verbs`). The normal run takes half a minute;
-`--hypothesis-profile=long` goes on looking (see conftest.py).
+The machine is public (`mycelia_storage.testing.differential_verbs`). The normal run takes half a minute for SQLite and
+a few seconds for PostgreSQL; `--hypothesis-profile=long` goes on looking (see conftest.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from mycelia_storage import open_storage
 from mycelia_storage.testing.differential_verbs import DifferentialMachine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    import psycopg
 
     from mycelia_storage import Storage
     from mycelia_storage.testing import FakeClock
@@ -32,6 +37,31 @@ TestMemoryAndSQLite = MemoryAndSQLite.TestCase
 TestMemoryAndSQLite.settings = settings(
     max_examples=max(200, settings().max_examples), stateful_step_count=50, report_multiple_bugs=False
 )
+
+
+HELD = """
+SELECT EXISTS (
+  SELECT FROM pg_locks WHERE relation = to_regclass(%s || '.entries') AND mode = 'AccessExclusiveLock' AND granted
+)"""
+
+
+def test_memory_and_postgres(
+    postgres_dsn: str,
+    new_postgres_schema: Callable[[], str],
+    postgres_connection: psycopg.Connection[tuple[Any, ...]],
+) -> None:
+    schemas = defaultdict[object, str](new_postgres_schema)
+
+    class MemoryAndPostgres(DifferentialMachine):
+        def open_other(self, directory: Path, clock: FakeClock) -> Storage:
+            return open_storage(postgres_dsn, schema=schemas[directory], clock=clock, busy_timeout=0.25)
+
+        def do_readers_wait(self) -> bool:
+            return postgres_connection.execute(HELD, (schemas[self.directory],)).fetchone() == (True,)
+
+    short = settings().max_examples == 100
+    machine_settings = settings(max_examples=10 if short else 300, stateful_step_count=50, report_multiple_bugs=False)
+    run_state_machine_as_test(MemoryAndPostgres, settings=machine_settings)
 
 
 class MemoryAndALateClock(DifferentialMachine):

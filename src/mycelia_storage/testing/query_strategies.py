@@ -61,7 +61,12 @@ TEXTS: Final = (
     ),
     *("1", "true", "null", "[1]", '{"a":1}', "'", '"', "\\", "[a", "[^a]", "\x01", "a\n", "\u2028", "' OR 1=1 --"),
 )
-SCALARS: Final = (None, True, False, *NUMBERS, *TEXTS)
+# An index may hold no more than their beginnings.
+LONG_TEXTS: Final = (
+    *("x" * 79, "x" * 80, "x" * 80 + "a", "x" * 80 + "b", "x" * 4000, "\U0001f600" * 80, "\U0001f600" * 81),
+    *("x" * 79 + "\U0010ffff", "\U0010ffff" * 81),
+)
+SCALARS: Final = (None, True, False, *NUMBERS, *TEXTS, *LONG_TEXTS)
 NESTED: Final[tuple[Any, ...]] = (
     *([], [1], [1.0], [True], ["a"], ["a", None, True], [2**53 + 1], [[1]], [{"a": 1}], [""], [[]]),
     *({}, {"a": 1}, {"a": 1.0}, {"a": True}, {"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": None}, {"a": {"b": [1]}}),
@@ -93,6 +98,7 @@ ALIKE: Final[tuple[tuple[Any, ...], ...]] = (
     ("\uffff", "\U0001f600", "\ue000", "é", "e\u0301"),
     (5, "5", "text", 7, True, "a"),
     ([1], [True], [1.0], {"a": 1}, {"a": True}, ["a"]),
+    ("x" * 80, "x" * 80 + "a", "x" * 80 + "b", "x" * 79, "y"),
 )
 # By how often they are drawn.
 _OPERATORS: Final = {
