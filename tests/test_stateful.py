@@ -54,7 +54,7 @@ def test_memory_and_postgres(
 
     class MemoryAndPostgres(DifferentialMachine):
         def open_other(self, directory: Path, clock: FakeClock) -> Storage:
-            return open_storage(postgres_dsn, schema=schemas[directory], clock=clock, busy_timeout=0.25)
+            return open_storage(postgres_dsn, schema=schemas[directory], clock=clock)
 
         def do_readers_wait(self) -> bool:
             return postgres_connection.execute(HELD, (schemas[self.directory],)).fetchone() == (True,)

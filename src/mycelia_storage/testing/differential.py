@@ -114,15 +114,15 @@ class TwoStores(RuleBasedStateMachine):
     @initialize(here=FIRST_ITEMS, there=FIRST_ITEMS)
     def open_both(self, here: list[Any], there: list[Any]) -> None:
         self.clock: FakeClock = FakeClock()
-        self.directory: Path = Path(tempfile.mkdtemp(prefix="mycelia-stateful-"))
-        self.memory: Storage = open_storage("memory:", clock=self.clock)
-        self.other: Storage = self.open_other(self.directory, self.clock)
         # Blocks that are open, outermost first: the context managers, and what they gave.
         self.blocks: list[tuple[Any, Any]] = []
         self.inside: list[tuple[Any, Any]] = []
         self.scans: list[tuple[Any, Any]] = []
         self.expiries: set[int] = set()
         self.latest: int = self.clock.micros
+        self.memory: Storage = open_storage("memory:", clock=self.clock)
+        self.directory: Path = Path(tempfile.mkdtemp(prefix="mycelia-stateful-"))
+        self.other: Storage = self.open_other(self.directory, self.clock)
         for item in here + there:
             self.expire(item[3])
         self.stores(lambda store: [store.set_many(puts(here)), store.set_many(puts(there), namespace="place")])
@@ -136,7 +136,7 @@ class TwoStores(RuleBasedStateMachine):
         return False
 
     def teardown(self) -> None:
-        if not hasattr(self, "directory"):
+        if not hasattr(self, "other"):  # it could not be opened
             return
         while self.scans:
             self._close_scan()

@@ -50,7 +50,7 @@ def number(value: float) -> str:
     """A number as the decimal that it is taken for."""
     if isinstance(value, int):
         return str(value)
-    return str(int(value)) if _EXACT_FLOATS <= abs(value) < _GREATEST else repr(value)
+    return str(int(value)) if _EXACT_FLOATS <= abs(value) < _GREATEST else repr(value).replace("e+", "e")
 
 
 def _exact(found: re.Match[str]) -> str:

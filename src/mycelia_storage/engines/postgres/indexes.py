@@ -45,7 +45,7 @@ PREFIX: Final = "ix_"
 ANALYZE: Final = "ANALYZE entries"
 
 # The first so many fields of an index have their texts in it: three of CUT characters are all that fits.
-_TEXTS: Final = 3
+MAX_FIELDS_WITH_TEXT: Final = 3
 
 
 def sql_name(name: str) -> str:
@@ -85,7 +85,7 @@ def index_sql(index: IndexRow, schema: str) -> str:
     columns = [] if index.namespace is not None else ["namespace"]
     places = [FieldSQL(key.path, is_definition=True) for key in index.fields]
     for number, (key, place) in enumerate(zip(index.fields, places, strict=True)):
-        terms = place.terms if number < _TEXTS else place.terms[:1]
+        terms = place.terms if number < MAX_FIELDS_WITH_TEXT else place.terms[:1]
         columns += [f"({term}){' DESC' if key.descending else ''}" for term in terms]
     if index.is_unique:
         columns.append(f"({_unlike(places)})")
@@ -109,12 +109,11 @@ def _is_scalar(place: FieldSQL) -> str:
 
 def _unlike(places: list[FieldSQL]) -> str:
     """U: NULL where a field has no scalar, else what else there is in the values to be unique."""
-    rest = [
-        f"CASE WHEN {place.P} = {spelled(IS_TEXT)}{f' AND char_length({place.L}) >= {CUT}' if number < _TEXTS else ''} "
-        f"THEN md5({place.S}) ELSE '' END"
-        for number, place in enumerate(places)
-        if place.is_json
-    ]
+    rest: list[str] = []
+    for number, place in enumerate(places):
+        if place.is_json:
+            is_cut = f" AND char_length({place.L}) >= {CUT}" if number < MAX_FIELDS_WITH_TEXT else ""
+            rest.append(f"CASE WHEN {place.P} = {spelled(IS_TEXT)}{is_cut} THEN md5({place.S}) ELSE '' END")
     return f"CASE WHEN {' AND '.join(map(_is_scalar, places))} THEN {' || '.join(rest) or text_literal('')} END"
 
 
