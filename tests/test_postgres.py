@@ -129,14 +129,40 @@ def test_two_that_write_skewed_are_not_both_committed(store: Storage) -> None:
 
 def test_less_isolation_is_given_where_it_is_asked_for(store: Storage) -> None:
     store.set("a", 1)
-    with store.transaction(isolation="read_committed") as tx:
-        assert tx.get("a") == 1
-        together(1, lambda _: store.set("a", 2))
-        assert tx.get("a") == 2
-    with store.transaction(isolation="repeatable_read") as tx:
-        assert tx.get("a") == 2
-        together(1, lambda _: store.set("a", 3))
-        assert tx.get("a") == 2
+    for isolation, both in (("read_committed", True), ("snapshot", True), ("serializable", False)):
+        store.set_many({"a": 1, "b": 1})
+        barrier = threading.Barrier(2)
+
+        def off(number: int, isolation: Any = isolation, barrier: threading.Barrier = barrier) -> bool:
+            key, other = ("a", "b") if number else ("b", "a")
+            try:
+                with store.transaction(isolation=isolation) as tx:
+                    assert tx.get(other) == 1
+                    barrier.wait(30)
+                    tx.set(key, 0)
+            except TransactionConflictError:
+                return False
+            return True
+
+        assert all(together(2, off)) is both
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])
+def test_at_no_isolation_a_verb_goes_by_what_is_no_longer_so(store: Storage, isolation: Any) -> None:
+    def comes_late(verb: str) -> None:
+        with store.transaction(isolation=isolation) as tx:
+            assert tx.get("seen", 0) == 0
+            together(1, lambda _: store.set("a", "first"))
+            if verb == "add":
+                assert tx.add("a", "second")
+            else:
+                tx.set("a", "second", if_version=0)
+
+    for verb in ("add", "if_version"):
+        store.delete("a")
+        with pytest.raises(TransactionConflictError):
+            comes_late(verb)
+        assert store.get("a") == "first"
 
 
 def test_a_transaction_reads_the_state_of_its_beginning_not_of_its_first_read(store: Storage) -> None:
@@ -339,9 +365,18 @@ for _ in range(3):
         store.close()
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
+pid = os.fork()
+if not pid:
+    store.increment("children")
+    sys.exit(0)  # through the interpreter's usual end, without closing anything
+assert os.waitpid(pid, 0)[1] == 0
+pid = os.fork()
+if not pid:
+    sys.exit(0)  # one that never uses the store
+assert os.waitpid(pid, 0)[1] == 0
 assert inside.get("in the transaction") == 1
 tx.__exit__(None, None, None)
-assert store.get("children") == 3
+assert store.get("children") == 4
 store.close()
 print("done")
 """

@@ -229,15 +229,18 @@ class Connections:
             except psycopg_pool.PoolTimeout:
                 if is_over():
                     raise timeout_error() from None
-                left = started + patience - time.monotonic()
-                if left <= 0:
-                    raise self._why_none(started, patience) from None
-                continue
             except psycopg_pool.PoolClosed:
-                raise StorageClosedError("the store is closed") from None
-            if connection.is_usable() and self._told_the_time(connection):
-                return connection
-            self.give_back(connection, lost=True)
+                if self.is_closed:
+                    raise StorageClosedError("the store is closed") from None
+                self._pool.open()  # the child of a fork, which needs one for the first time
+                continue
+            else:
+                if connection.is_usable() and self._told_the_time(connection):
+                    return connection
+                self.give_back(connection, lost=True)
+            left = started + patience - time.monotonic()
+            if left <= 0:
+                raise self._why_none(started, patience) from None
 
     def _told_the_time(self, connection: Connection) -> bool:
         """Ask for the server's time where that is due; False where the connection is lost over it."""
@@ -282,15 +285,14 @@ class Connections:
         return stats.get("pool_size", 0) - stats.get("pool_available", 0)
 
     def forget(self) -> list[object]:
-        """For the child of a fork: begin anew. Gives what has to be kept, so that nobody says good bye to the server.
+        """For the child of a fork: begin anew, once it is needed. Gives what has to be kept: the parent's connections.
 
-        The parent goes on to use what came along.
+        They are the parent's to use, and to say good bye on.
         """
         kept: list[object] = [self._pool, list(self.abandoned)]
         self.abandoned = deque()
         if not self.is_closed:
             self._pool = self._new_pool()
-            self._pool.open()
         return kept
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from mycelia_storage.engines.postgres import checking, restoring, schema
 from mycelia_storage.engines.postgres.clock import ServerClock
 from mycelia_storage.engines.postgres.connections import Connections
 from mycelia_storage.engines.postgres.failures import STANDBY, cause_of, is_lost, state_of, to_storage_error
-from mycelia_storage.engines.postgres.session import LOCAL, Auto, PostgresSession, closed_or_ended
+from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, UNDER_LOCK, Auto, PostgresSession, closed_or_ended
 from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
     ConfigError,
@@ -131,13 +131,14 @@ class PostgresEngine:
 
         `wait` bounds the wait for a connection. One that turns out to be lost, or to lead to a standby, is replaced.
         """
-        return self.begin_session(read_only=read_only, isolation=isolation, durable=durable, wait=wait)
+        level = LEVELS[isolation or ("repeatable_read" if read_only or self.is_read_only else "serializable")]
+        return self.begin_session(level, read_only=read_only, durable=durable, wait=wait)
 
     def begin_session(
         self,
+        level: str = LEVELS["serializable"],
         *,
         read_only: bool = False,
-        isolation: Isolation | None = None,
         durable: bool = False,
         wait: float | None = None,
     ) -> PostgresSession:
@@ -147,7 +148,7 @@ class PostgresEngine:
             connection = self.connections.lend(wait)
             session = PostgresSession(self, connection, read_only=read_only or self.is_read_only, is_extra=False)
             try:
-                session.start(isolation, durable=durable)
+                session.start(level, durable=durable)
             except psycopg.Error as error:
                 can_go_on = is_lost(error) or state_of(error) == STANDBY
                 session.end(lost=can_go_on)
@@ -168,7 +169,7 @@ class PostgresEngine:
     def _snapshot(self) -> PostgresSession:
         session = PostgresSession(self, self.connections.extra(), read_only=True, is_extra=True)
         try:
-            session.start(None, durable=False)
+            session.start(LEVELS["snapshot"], durable=False)
         except psycopg.Error as error:
             session.rollback()
             raise self.failure(error) from cause_of(error)
@@ -304,7 +305,7 @@ class PostgresEngine:
         """Put what such a file holds in place of everything, in one transaction."""
 
         def begin() -> PostgresSession:
-            return self.begin_session(isolation="read_committed", durable=True)
+            return self.begin_session(UNDER_LOCK, durable=True)
 
         restoring.restore(begin, self.texts, path, self._options, self._now(), progress)
 

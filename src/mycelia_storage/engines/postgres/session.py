@@ -37,12 +37,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-LEVELS: Final[dict[str, str]] = {
-    "read_committed": "READ COMMITTED",
+# READ COMMITTED is less than the verbs need, which read and then write: `if_version`, `add` and the like would go by
+# what is no longer so. Whoever asks for it is given the next level.
+LEVELS: Final[dict[Isolation, str]] = {
+    "read_committed": "REPEATABLE READ",
     "repeatable_read": "REPEATABLE READ",
     "snapshot": "REPEATABLE READ",
     "serializable": "SERIALIZABLE",
 }
+# For who locks what it reads.
+UNDER_LOCK: Final = "READ COMMITTED"
 # The namespaces with unique indexes come along, in the same message: what is written there may be refused, and the
 # transaction has to be able to go on then. (It is also what makes the transaction's state that of its beginning.)
 BEGIN: Final = "BEGIN ISOLATION LEVEL {level} {mode}; {settings}SELECT namespace FROM {s}.indexes WHERE is_unique"
@@ -155,9 +159,8 @@ class PostgresSession(Statements):
         self._unique: set[str | None] = set()
         self.writes = 0
 
-    def start(self, isolation: Isolation | None, *, durable: bool) -> None:
+    def start(self, level: str, *, durable: bool) -> None:
         """Begin. Raises what the driver raises; then there is no transaction."""
-        level = LEVELS[isolation or ("repeatable_read" if self._read_only else "serializable")]
         mode = "READ ONLY" if self._read_only else "READ WRITE"
         settings = self._engine.local_settings + (DURABLE if durable else "")
         text = BEGIN.format(level=level, mode=mode, settings=settings, s=self._texts.schema)
@@ -191,7 +194,7 @@ class PostgresSession(Statements):
     # ---- how a step runs
 
     def read(self, step: Callable[[Cursor], R]) -> R:
-        if is_limited() and not self._read_only:
+        if is_limited():
             return self._guarded(step)
         return self._plainly(step)
 
