@@ -164,17 +164,23 @@ def test_a_killed_guard_leaves_no_process() -> None:
     shutil.rmtree(directory)
 
 
-def test_a_forked_child_does_not_end_its_parents_server() -> None:
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: there are threads
+def test_a_forked_child_neither_ends_its_parents_server_nor_keeps_it() -> None:
+    reading, writing = os.pipe()
     with PostgresServer() as server:
         child = os.fork()
         if child == 0:
             try:
                 server.close()
-                os._exit(0 if server._guard is not None else 1)
+                os.close(writing)
+                os.read(reading, 1)  # until the parent's end
             finally:
-                os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+                os._exit(0)
+        os.close(reading)
         assert server.execute("select 1") == [(1,)]
+    assert not Path(server.directory).exists()
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # ---- where it comes from, who runs it

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import socket
+import stat
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +128,32 @@ def test_a_server_that_takes_connections_and_says_nothing_is_given_up() -> None:
         port = silent.getsockname()[1]
         with pytest.raises(StorageUnavailableError):
             open_storage(f"postgresql://postgres@127.0.0.1:{port}/postgres", connect_timeout=1)
+
+
+def keepalive_of(port: int) -> set[tuple[int, ...]]:
+    """What is set on this process's connections to a port."""
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    found: set[tuple[int, ...]] = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as other:
+                if other.family == socket.AF_INET and other.getpeername()[1] == port:
+                    found.add(tuple(other.getsockopt(socket.IPPROTO_TCP, option) for option in options))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for its connections in /proc")
+def test_a_server_that_is_gone_without_a_word_is_noticed_within_a_minute(
+    server: PostgresServer, postgres_schema: str
+) -> None:
+    with open_storage(server.dsn(), schema=postgres_schema) as store:
+        store.set("key", 1)
+        assert keepalive_of(server.port) == {(30, 10, 3, 60_000)}
+    with open_storage(f"{server.dsn()}?keepalives_idle=7", schema=postgres_schema) as store:
+        assert store.get("key") == 1
+        assert keepalive_of(server.port) == {(7, 10, 3, 60_000)}
 
 
 # ---- standbys that have to confirm

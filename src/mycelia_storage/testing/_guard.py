@@ -1,9 +1,9 @@
 """The process beside a test server: it starts and signals it, and takes it down when whoever wanted it is gone.
 
 Run by `postgres_server.py`, as a program and without this package. Its argument is JSON: the directory to remove at
-the end, the command, its environment, and the user to run it as. It obeys lines (`start 5432`, `signal 15`) and prints
-what happened (`started 1234`, `ended 0`). At the end of its input, which comes however its parent ends, nothing is
-left: no server, no process of the server, no shared memory, no directory.
+the end, the command, its environment, and the user to run it as. It obeys lines (`start 5432`, `signal 15`, `end`) and
+prints what happened (`started 1234`, `ended 0`). At the end of its input, which comes however its parent ends, nothing
+is left: no server, no process of the server, no shared memory, no directory.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Guard:
                 if not read:
                     break
                 *lines, rest = (rest + read).split(b"\n")
+                if b"end" in lines:
+                    break
                 for line in lines:
                     self._obey(line.decode())
         self._end()

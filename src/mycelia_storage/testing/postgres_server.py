@@ -18,6 +18,7 @@ acknowledged, a machine without power may.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import json
@@ -233,6 +234,8 @@ class PostgresServer:
         guard, self._guard, self._pid = self._guard, None, None
         assert guard.stdin is not None
         assert guard.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.write(b"end\n")  # the end of its input does not come while a forked child has it open too
         guard.stdin.close()
         guard.stdout.read()
         guard.stdout.close()

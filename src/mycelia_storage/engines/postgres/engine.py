@@ -49,6 +49,12 @@ _ATTEMPTS: Final = 200
 _DEADLINE: Final = 30.0
 _APPLICATION: Final = "mycelia-storage"
 
+# A server that is gone without a word is noticed within a minute, and not after TCP's two hours: a caller who waits for
+# an answer would wait as long. (Milliseconds for the last, else seconds; without meaning on a socket of this machine.)
+_NOTICE: Final = {
+    "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3", "tcp_user_timeout": "60000",
+}  # fmt: skip
+
 # What came along with a fork, and is never to be collected here: it would say good bye to the server for the parent.
 _inherited: Final[list[object]] = []
 
@@ -357,6 +363,8 @@ def _settings(options: Options) -> str:
             "special characters in it as %XX"
         ) from None
     parameters.setdefault("fallback_application_name", _APPLICATION)
+    for name, value in _NOTICE.items():
+        parameters.setdefault(name, value)
     parameters["connect_timeout"] = max(1, round(options.connect_timeout))
     if "," in str(parameters.get("host", "")) and not options.read_only:
         parameters.setdefault("target_session_attrs", "read-write")
