@@ -7,14 +7,17 @@ import contextlib
 import gc
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from children import run, run_together
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mycelia_storage import (
     ConfigError,
@@ -31,11 +34,10 @@ from mycelia_storage import (
     field,
     open_storage,
 )
+from mycelia_storage.cli.doctor_server import findings_on_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import psycopg
 
     from mycelia_storage import Storage
 
@@ -635,3 +637,71 @@ def test_a_closed_store_says_so(postgres_dsn: str, postgres_schema: str) -> None
         with pytest.raises(StorageClosedError):
             call()
     store.close()
+
+
+# ---- the command line
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mycelia_storage.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_password_in_an_argument_is_refused_and_one_in_the_environment_taken(postgres_dsn: str) -> None:
+    parameters = conninfo_to_dict(postgres_dsn)
+    url = f"postgresql://{parameters['user']}:swordfish@/{parameters['dbname']}?host={parameters['host']}"
+    refused = shell("--store", url, "count")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "PGPASSWORD" in refused.stderr
+    assert "swordfish" not in refused.stderr
+    taken = shell("status", MYCELIA_STORAGE=url)
+    assert "swordfish" not in taken.stdout + taken.stderr
+    assert "PGPASSWORD" not in taken.stderr
+
+
+def test_a_verb_that_reads_makes_no_store_on_a_server(
+    postgres_dsn: str, postgres_connection: psycopg.Connection[Any]
+) -> None:
+    database = f"empty_{os.getpid()}"
+    postgres_connection.execute(f"create database {database}")
+    try:
+        place = make_conninfo(postgres_dsn, dbname=database)
+        parameters = conninfo_to_dict(place)
+        url = f"postgresql://{parameters['user']}@/{database}?host={parameters['host']}&port={parameters['port']}"
+        for verb in (["get", "a"], ["count"], ["status"], ["doctor"]):
+            done = shell("--store", url, *verb)
+            assert done.returncode == 3, verb
+        with psycopg.connect(place) as connection:
+            assert connection.execute("select 1 from pg_namespace where nspname = 'mycelia'").fetchall() == []
+        assert shell("--store", url, "set", "a", "1").returncode == 0
+        assert shell("--store", url, "get", "a").stdout == '"1"\n'
+        told = shell("--store", url, "doctor")
+        assert "fsync = off" in told.stdout  # as the server of the tests is set up
+        assert told.returncode == 3
+    finally:
+        postgres_connection.execute(f"drop database {database} with (force)")
+
+
+@pytest.mark.parametrize(
+    ("details", "levels"),
+    [
+        ({}, []),
+        ({"synchronous_commit": "off"}, ["warning"]),
+        ({"fsync": "off", "full_page_writes": "off"}, ["problem", "problem"]),
+        ({"autovacuum": "off"}, ["warning"]),
+        ({"server_version_num": "130002"}, ["warning"]),
+        ({"max_connections": "20"}, ["warning"]),
+        ({"over_network": "yes", "encrypted_connection": "no"}, ["warning"]),
+        ({"over_network": "yes", "encrypted_connection": "yes"}, []),
+        ({"is_standby": "yes"}, ["note"]),
+    ],
+)
+def test_doctor_tells_what_is_odd_about_a_server(details: dict[str, str], levels: list[str]) -> None:
+    usual = {"pool_max": 16, "max_connections": "100", "server_version_num": "160003", "fsync": "on"}
+    assert [level for level, _, _ in findings_on_server(usual | details)] == levels

@@ -23,7 +23,7 @@ from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
 from mycelia_storage.cli.importing_from import import_from_library
-from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, target_of
+from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, refuse_password, target_of
 from mycelia_storage.errors import StorageError
 from mycelia_storage.json_texts import decode_line
 from mycelia_storage.keys import DEFAULT_NAMESPACE
@@ -62,7 +62,9 @@ def options(
     context: typer.Context,
     store: Annotated[
         str | None,
-        typer.Option(metavar="TARGET", envvar=ENVIRONMENT, help="The store: a path, sqlite:///… or memory:"),
+        typer.Option(
+            metavar="TARGET", envvar=ENVIRONMENT, help="The store: a path, sqlite:///…, memory: or postgresql://…"
+        ),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -72,6 +74,9 @@ def options(
 
     Output is JSON in a pipe and readable on a terminal; an error is one line on standard error.
     """
+    origin = context.get_parameter_source("store")
+    if origin is not None and origin.name == "COMMANDLINE":
+        refuse_password("--store", store or "")
     context.obj = store
 
 

@@ -1,4 +1,4 @@
-"""The verb `doctor`: a store's file and its surroundings, what is odd about them, and what to do.
+"""The verb `doctor`: a store's file and its surroundings, or its server, what is odd about them, and what to do.
 
 Called by `app`, where it is a command. It works on files that cannot be opened as a store, and changes nothing: the
 file is only looked at, and never opened as one.
@@ -22,8 +22,9 @@ import msgspec
 import orjson
 import typer  # noqa: TC002  typer itself evaluates the annotations of a command
 
-from mycelia_storage import __version__
+from mycelia_storage import __version__, open_storage
 from mycelia_storage.cli import mounts, output
+from mycelia_storage.cli.doctor_server import findings_on_server
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, InputError
 from mycelia_storage.cli.opening import options_from_environment, target_of
 from mycelia_storage.engines.sqlite import schema
@@ -66,6 +67,8 @@ def doctor(context: typer.Context) -> None:
     findings: list[Finding] = []
     if options.path:
         facts |= _Examination(options, findings).facts()
+    elif options.backend == "postgresql":
+        facts |= _server(target_of(context), findings)
     answer: dict[str, object] = {**facts, "findings": [finding._asdict() for finding in findings]}
     lines = [f"{finding.level}: {finding.what}: {finding.advice}" for finding in findings]
     if output.is_terminal():
@@ -79,6 +82,18 @@ def doctor(context: typer.Context) -> None:
         )
     if warnings:
         raise InputError(output.counted(warnings, "warning"))
+
+
+def _server(target: str, findings: list[Finding]) -> dict[str, object]:
+    """What the server tells of itself. Nothing is made there."""
+    try:
+        with open_storage(target, migrate=False, read_only=True) as store:
+            status = store.get_status()
+    except (StorageError, ImportError) as error:
+        findings.append(Finding("problem", str(error), "nothing can be read or written before that is mended"))
+        return {}
+    findings += [Finding(*found) for found in findings_on_server(status.details)]
+    return {"server": status.details}
 
 
 def _versions(options: Options) -> dict[str, object]:

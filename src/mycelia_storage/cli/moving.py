@@ -6,7 +6,6 @@ Called by `app`, where it is a command.
 from __future__ import annotations
 
 import os
-import urllib.parse
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,7 @@ from mycelia_storage import CopyMismatchError, catch_up, open_storage
 from mycelia_storage import copy as copy_store
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
-from mycelia_storage.cli.opening import KEY, KEY_FILE, NEW_KEY, NEW_KEY_FILE, read_key
+from mycelia_storage.cli.opening import KEY, KEY_FILE, NEW_KEY, NEW_KEY_FILE, read_key, refuse_password
 from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.options import read_options
 
@@ -43,7 +42,7 @@ def copy(
     if no_verify and only_changes:
         raise UsageError("--catch-up reads back what it writes, and no more: leave out --no-verify")
     for name, store in (("SOURCE", source), ("TARGET", target)):
-        _refuse_password(name, store)
+        refuse_password(name, store)
     key = read_key(KEY, KEY_FILE)
     new_key = read_key(NEW_KEY, NEW_KEY_FILE)
     with ExitStack() as stack:
@@ -75,14 +74,3 @@ def _options(name: str, target: str, key: bytes | None) -> StorageOptions:
     if backend == "memory":
         raise UsageError(f"{name}: a store in memory is gone when the command ends")
     return {} if key is None or backend != "sqlite" else {"encryption_key": key}
-
-
-def _refuse_password(name: str, target: str) -> None:
-    """Everybody on the machine can read arguments."""
-    if "://" not in target:
-        return
-    parts = urllib.parse.urlsplit(target)
-    if parts.password is not None or "password" in urllib.parse.parse_qs(parts.query):
-        raise UsageError(
-            f"{name}: no password in an argument, which everybody here can read: PGPASSWORD, or PGPASSFILE"
-        )

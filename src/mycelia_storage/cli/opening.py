@@ -6,6 +6,7 @@ Called by every verb.
 from __future__ import annotations
 
 import os
+import urllib.parse
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
@@ -37,10 +38,23 @@ def target_of(context: typer.Context) -> str:
 def open_store(context: typer.Context, *, create: bool = False) -> Storage:
     """The store; only a verb that writes makes a new one, so that a slip in the name is noticed."""
     target = target_of(context)
-    path = read_options(target, {}).path
-    if path and not create and not os.path.exists(path):
-        raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
-    return open_storage(target, **options_from_environment())
+    options, known = options_from_environment(), read_options(target, {})
+    if known.path and not create and not os.path.exists(known.path):
+        raise CommandError(f"there is no store at {known.path}", STORAGE_FAILED)
+    if known.backend == "postgresql":
+        options["migrate"] = create
+    return open_storage(target, **options)
+
+
+def refuse_password(name: str, target: str) -> None:
+    """Raise UsageError where an argument holds a password."""
+    if "://" not in target:
+        return
+    parts = urllib.parse.urlsplit(target)
+    if parts.password is not None or "password" in urllib.parse.parse_qs(parts.query):
+        raise UsageError(
+            f"{name}: no password in an argument, which everybody here can read: PGPASSWORD, or PGPASSFILE"
+        )
 
 
 def options_from_environment() -> StorageOptions:

@@ -37,10 +37,20 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 SIZE: Final = """
-SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint, current_setting('server_version'),
-  current_setting('synchronous_commit')
+SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')"""
+SETTINGS: Final = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY($1::text[]) ORDER BY name"
+STATE: Final = """
+SELECT 'is_standby', CASE WHEN pg_is_in_recovery() THEN 'yes' ELSE 'no' END
+UNION ALL SELECT 'encrypted_connection', coalesce((
+  SELECT CASE WHEN ssl THEN 'yes' ELSE 'no' END FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()), 'unknown')
+UNION ALL SELECT 'over_network', CASE WHEN inet_server_addr() IS NULL OR inet_server_addr() << '127.0.0.0/8'
+  OR inet_server_addr() = '::1' THEN 'no' ELSE 'yes' END"""
+_SETTINGS_SHOWN: Final = (
+    "autovacuum", "fsync", "full_page_writes", "max_connections", "server_version", "server_version_num",
+    "synchronous_commit", "synchronous_standby_names",
+)  # fmt: skip
 HOLDS_EXPIRING: Final = "SELECT 1 FROM {s}.entries WHERE expires_at IS NOT NULL LIMIT 1"
 ANALYZE: Final = "ANALYZE {s}.entries"
 
@@ -275,13 +285,11 @@ class PostgresEngine:
 
     def status(self) -> EngineStatus:
         """Where it is, how big, and what its connections do. Never with a password."""
-        (size, version, synchronous_commit) = self._read(
-            lambda cursor: cursor.execute(SIZE, (self._options.schema,)).fetchone()
-        )
+        (size,) = self._read(lambda cursor: cursor.execute(SIZE, (self._options.schema,)).fetchone())
         details = {
             "schema": self._options.schema,
-            "server_version": version,
-            "synchronous_commit": synchronous_commit,
+            **self._read(lambda cursor: dict(cursor.execute(SETTINGS, (list(_SETTINGS_SHOWN),)).fetchall())),
+            **self._read(lambda cursor: dict(cursor.execute(STATE).fetchall())),
             "pool_max": self.connections.most,
             "connections_in_use": self.connections.lent(),
         }

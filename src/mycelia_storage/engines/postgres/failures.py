@@ -82,7 +82,7 @@ _BY_STATE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "XX002": (StorageCorruptError, "the server found a damaged index"),
 }
 _BY_CLASS: Final[dict[str, tuple[type[StorageError], str]]] = {
-    "08": (StorageUnavailableError, "the connection to the server was lost"),
+    "08": (StorageUnavailableError, "the server cannot be reached, or the connection to it was lost"),
     "28": (ConfigError, "the server refuses the user or the password"),
     "53": (StorageIOError, "the server has not enough resources"),
     "57": (StorageUnavailableError, "the server ended the connection"),
@@ -141,7 +141,7 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
             f"{where}: the server cannot be reached, or refuses the user, the password or the database"
         )
     if not state and is_lost(error):
-        return StorageUnavailableError(f"{where}: the connection to the server was lost")
+        return StorageUnavailableError(f"{where}: the server cannot be reached, or the connection to it was lost")
     return StorageError(f"{where}: PostgreSQL failed with {type(error).__name__} (SQLSTATE {state or 'unknown'})")
 
 
