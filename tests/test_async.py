@@ -216,7 +216,7 @@ def test_no_thread_is_started_before_it_is_needed_and_none_stays(any_store: Stor
     assert set(threading.enumerate()) == before
 
     async def work(store: AsyncStorage) -> None:
-        await store.delete("a")
+        await store.delete_many(["a"])
         assert [thread.name for thread in set(threading.enumerate()) - before] == ["mycelia-writer"]
         await store.get("a")
         await asyncio.gather(*(store.query() for _ in range(50)))

@@ -79,7 +79,7 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
         text = _encode_carefully(value, what)
     else:
         if (
-            ("null" in text and _PERHAPS_NOT_FINITE.search(exact) is not None)
+            ("null" in text and (b"\x7f" in exact or b"\xff" in exact) and _PERHAPS_NOT_FINITE.search(exact))
             or ("\\" in text and "\\u0000" in text)
             or (len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH)
         ):

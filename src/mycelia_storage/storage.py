@@ -341,10 +341,21 @@ class Storage(Verbs):
             for call in calls:
                 call.done(error=copy.copy(error))
             return
+        self._give_verbs(calls)
+        self._engine.share(calls, wait)
+
+    def _share_at_once(self, calls: Sequence[Call]) -> bool:
+        """As the engine's `share_at_once`, where the store may be written to just now."""
+        share = self._engine.share_at_once
+        if share is None or self._inside or self._home.is_closed or self._is_read_only:
+            return False
+        self._give_verbs(calls)
+        return share(calls)
+
+    def _give_verbs(self, calls: Sequence[Call]) -> None:
         verbs = SharedVerbs(self._home)
         for call in calls:
             call.verbs = verbs
-        self._engine.share(calls, wait)
 
     def _expiring(self) -> None:
         self._home.upkeep.expect_expiry()

@@ -5,9 +5,9 @@ Called by the threads that run them, and by the classes whose verbs make them.
 
 from __future__ import annotations
 
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
 from mycelia_storage.sharing import Call
@@ -15,11 +15,15 @@ from mycelia_storage.sharing import Call
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from queue import SimpleQueue
 
     from mycelia_storage.engines.engine import Primitives
     from mycelia_storage.engines.limits import Limit
     from mycelia_storage.storage import Storage
     from mycelia_storage.transaction import Transaction
+
+
+T = TypeVar("T")
 
 
 class _Handed:
@@ -68,11 +72,18 @@ class Task(Read):
 
 
 class Write(_Handed, Call):
-    """A write that may share its commit."""
+    """A write that may share its commit. `is_small`: it writes a few rows, and need not be durable."""
 
-    __slots__ = ("future", "since")
+    __slots__ = ("future", "is_small", "since")
 
-    def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any], durable: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        future: asyncio.Future[Any] | None,
+        *,
+        durable: bool = False,
+        is_small: bool = False,
+    ) -> None:
         # As a `Call` does, but without a reference of the call to itself.
         self.function: Callable[[Any], Any] = function
         self.durable: bool = durable
@@ -80,11 +91,14 @@ class Write(_Handed, Call):
         self.error: BaseException | None = None
         self.is_done: bool = False
         self.future: asyncio.Future[Any] | None = future
+        self.is_small: bool = is_small
         self.since: float = monotonic()
 
     def step(self, rows: Primitives, now: int) -> Any:
         """What a member does; no attribute here, which would make a circle of the call and its method."""
-        return self.function(self.verbs.on(rows, now))
+        verbs = self.verbs
+        verbs._rows, verbs._time = rows, now  # as `on` does, with one call less
+        return self.function(verbs)
 
     def finish(self) -> None:
         """As a member does. What to run is kept, since it may be tried again."""
@@ -143,18 +157,25 @@ def deliver(jobs: Sequence[Job]) -> None:
     """Hand results back to the event loops that wait for them."""
     if not jobs:
         return
-    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    # Nearly always they are of one loop.
+    last: asyncio.AbstractEventLoop | None = None
+    of_loop: list[Job] = []
+    by_loop: list[tuple[asyncio.AbstractEventLoop, list[Job]]] = []
     for job in jobs:
         if job.future is not None:
-            by_loop.setdefault(job.future.get_loop(), []).append(job)
-    for loop, of_loop in by_loop.items():
+            loop = job.future.get_loop()
+            if loop is not last:
+                last, of_loop = loop, []
+                by_loop.append((loop, of_loop))
+            of_loop.append(job)
+    for loop, of_loop in by_loop:
         try:
-            loop.call_soon_threadsafe(_resolve, of_loop)
+            loop.call_soon_threadsafe(resolve, of_loop)
         except RuntimeError:
             pass  # the loop is closed: nobody waits there
 
 
-def _resolve(jobs: list[Job]) -> None:
+def resolve(jobs: Sequence[Job]) -> None:
     """On the event loop: what was done goes to those who wait for it."""
     for job in jobs:
         future, error = job.future, job.error
@@ -173,9 +194,6 @@ def _resolve(jobs: list[Job]) -> None:
         future.set_exception(error)
 
 
-Queue: TypeAlias = "SimpleQueue[Job | None]"
-
-
 def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Write]:
     """Run calls in a shared commit, waiting as long as the oldest of them may. Gives those that may wait for longer."""
     try:
@@ -186,7 +204,7 @@ def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Writ
     again: list[Write] = []
     now = monotonic()
     for job in jobs:
-        if isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
+        if job.error is not None and isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
             job.error, job.is_done = None, False
             again.append(job)
         else:
@@ -198,18 +216,23 @@ def nothing(verbs: Any) -> None:
     """What a call does that is done: an error that somebody keeps may know it."""
 
 
-def refuse(queue: Queue) -> None:
-    """Answer everything in a queue that no thread takes from any more."""
-    rest: list[Job] = []
+def rest_of(queue: SimpleQueue[T | None]) -> list[T]:
+    """Everything in a queue that no thread takes from any more."""
+    rest: list[T] = []
     while True:
         try:
-            job = queue.get_nowait()
+            item = queue.get_nowait()
         except Empty:
-            break
-        if job is not None:
-            if job.session is not None and not job.is_alone:
-                run(job, None)  # the end of a transaction, or a call that is told of it
-            else:
-                job.error = StorageClosedError("the store is closed")
-            rest.append(job)
-    deliver(rest)
+            return rest
+        if item is not None:
+            rest.append(item)
+
+
+def refuse(jobs: Sequence[Job]) -> None:
+    """Answer calls that no thread will run any more."""
+    for job in jobs:
+        if job.session is not None and not job.is_alone:
+            run(job, None)  # the end of a transaction, or a call that is told of it
+        else:
+            job.error = StorageClosedError("the store is closed")
+    deliver(jobs)

@@ -69,7 +69,7 @@ class AsyncNamespace(Generic[T]):
     add_many: Final = writing_many(Namespace[T].add_many)
     delete_many: Final = writing_many(Namespace[T].delete_many)
     load: Final = loading(Namespace[T].load)
-    clear: Final = writing(Namespace[T].clear)
+    clear: Final = writing_many(Namespace[T].clear)
 
     # ---- finding
     list_keys: Final = querying(Namespace[T].list_keys)
@@ -103,8 +103,8 @@ class AsyncNamespace(Generic[T]):
     def _query(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._query(lambda verbs: function(self._view.within(verbs)))
 
-    def _write(self, function: Callable[[Namespace[T]], R], durable: bool, /) -> Awaitable[R]:
-        return self._front._write(lambda verbs: function(self._view.within(verbs)), durable)
+    def _write(self, function: Callable[[Namespace[T]], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
+        return self._front._write(lambda verbs: function(self._view.within(verbs)), durable=durable, is_small=is_small)
 
     def _write_alone(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._write_alone(lambda verbs: function(self._view.within(verbs)))

@@ -242,11 +242,13 @@ class AsyncStorage(AsyncVerbs):
             limit.cancel()
             raise
 
-    def _write(self, function: Callable[[Any], R], durable: bool, /) -> Awaitable[R]:
+    def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
         if self._inside or self._threads.is_closed:
             self._check()
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._threads.writer.submit(Write(function, future, durable))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        job = Write(function, future, durable=durable, is_small=is_small and not durable)
+        self._threads.writer.gathering.add(job, loop)
         return future
 
     def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:

@@ -25,7 +25,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mycelia_storage.aio.jobs import Job, Queue, Session, Task, Write, deliver, is_unwanted, refuse, run, share
+from mycelia_storage.aio.gathering import Gathering
+from mycelia_storage.aio.jobs import Job, Session, Task, Write, deliver, is_unwanted, refuse, rest_of, run, share
 from mycelia_storage.aio.streams import until_done
 from mycelia_storage.errors import StorageBusyError
 
@@ -57,7 +58,7 @@ class Readers:
         self._name = name
         self._most = most
         self._batch = batch
-        self._queue: Queue = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._started: list[threading.Thread] = []
         # One that its owner may take again: a destructor may come at any point.
         self._lock = threading.RLock()
@@ -106,7 +107,7 @@ class Readers:
     def refuse_rest(self) -> None:
         """No thread takes anything any more: answer what is left, and what will come."""
         self.is_over = True
-        refuse(self._queue)
+        refuse(rest_of(self._queue))
 
     def _serve(self) -> None:
         queue, batch, storage = self._queue, self._batch, self._threads.storage
@@ -152,10 +153,12 @@ class Writer:
     def __init__(self, threads: Threads, busy_timeout: float) -> None:
         self._threads = threads
         self._busy_timeout = busy_timeout
-        self._queue: Queue = SimpleQueue()
-        self._lock = threading.Lock()
+        self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self.is_over: bool = False
+        # What tasks want to have written goes through here.
+        self.gathering: Gathering = Gathering(threads.storage, self)
+        self._unanswered: set[Job] = set()
         # Only for the thread itself.
         self._open: Session | None = None
         self._own: deque[Job] = deque()
@@ -163,28 +166,41 @@ class Writer:
 
     def submit(self, job: Job) -> None:
         """Have a call run. From any thread, a destructor's included."""
-        if self._thread is None:
-            self._start()
-        self._queue.put(job)
+        with self.gathering.lock:
+            self.submit_all([*self.gathering.take(), job])
+
+    def submit_all(self, jobs: Sequence[Job]) -> None:
+        """Have calls run, in this order."""
+        with self.gathering.lock:
+            if self._thread is None:
+                self._start()
+            self._unanswered.update(jobs)
+            self._queue.put(jobs)
         if self.is_over:
             self.refuse_rest()
 
+    def is_idle(self) -> bool:
+        """Whether all that the thread was given is answered."""
+        return not self._unanswered
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        self._unanswered.difference_update(jobs)  # first: whoever hears of it may write again at once
+        deliver(jobs)
+
     def _start(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._serve, name="mycelia-writer", daemon=True)
-                thread.start()
-                self._thread = thread
+        thread = threading.Thread(target=self._serve, name="mycelia-writer", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def is_started(self) -> bool:
         """Whether there is something to stop."""
-        return self._thread is not None
+        return self._thread is not None or bool(self.gathering)
 
     def stop(self) -> None:
         """Let the thread finish what was taken in, and end."""
-        if self._thread is None:
-            self._start()
-        self._queue.put(None)
+        with self.gathering.lock:
+            self.submit_all(self.gathering.take())
+            self._queue.put(None)
 
     def join(self, seconds: float) -> None:
         """Wait for the end of the thread, so long at most."""
@@ -194,7 +210,7 @@ class Writer:
     def refuse_rest(self) -> None:
         """The thread takes nothing any more: answer what is left, and what will come."""
         self.is_over = True
-        refuse(self._queue)
+        refuse([job for jobs in rest_of(self._queue) for job in jobs])
 
     def _serve(self) -> None:
         is_stopping = False
@@ -216,13 +232,13 @@ class Writer:
                     self._look_at_the_clock()
         self._threads.finish()
 
-    def _sort(self, job: Job | None) -> bool:
-        """Put a call where it belongs; True where it says to stop."""
-        if job is None:
+    def _sort(self, jobs: Sequence[Job] | None) -> bool:
+        """Put calls where they belong; True where it is said to stop."""
+        if jobs is None:
             return True
-        session = job.session
-        # The call that begins a transaction waits its turn, those inside one do not.
-        (self._waiting if session is None or job.is_alone else self._own).append(job)
+        for job in jobs:
+            # The call that begins a transaction waits its turn, those inside one do not.
+            (self._waiting if job.session is None or job.is_alone else self._own).append(job)
         return False
 
     # ---- a transaction
@@ -231,7 +247,7 @@ class Writer:
         if not is_unwanted(job):
             run(job, self._threads.storage)
             self._note(job.session)
-            deliver([job])
+        self._answer([job])
 
     def _note(self, session: Session | None) -> None:
         """After every call that may have begun or ended a transaction: who owns the writer now."""
@@ -270,7 +286,7 @@ class Writer:
             for job in refused:
                 waited = f"this call waited for it longer than busy_timeout ({self._busy_timeout:g} s)"
                 job.error = StorageBusyError(f"something else is writing, and {waited}")
-            deliver(refused)
+            self._answer(refused)
 
     # ---- writes
 
@@ -278,16 +294,17 @@ class Writer:
         """One call that has to be alone, or all that wait and may share a commit."""
         waiting, alone, together = self._waiting, None, list[Write]()
         while waiting and len(together) < _WRITES_TOGETHER:
-            job = waiting[0]
-            if not isinstance(job, Write) and together:
+            job = waiting.popleft()
+            if job.future is not None and job.future.done():
+                self._answer([job])  # nobody waits for it any more
+            elif isinstance(job, Write):
+                together.append(job)
+            elif together:
+                waiting.appendleft(job)
                 break
-            waiting.popleft()
-            if is_unwanted(job):
-                continue
-            if not isinstance(job, Write):
+            else:
                 alone = job
                 break
-            together.append(job)
         started = monotonic()
         jobs: Sequence[Job] = together if alone is None else [alone]
         if alone is not None:
@@ -298,7 +315,7 @@ class Writer:
             if again:
                 jobs = [job for job in together if job not in again]
                 self._waiting.extendleft(reversed(again))
-        deliver(jobs)
+        self._answer(jobs)
         if alone is not None and isinstance(alone.error, StorageBusyError):
             # Those that came before it was begun have waited as long by now.
             self._refuse_waiting(started)
@@ -396,6 +413,7 @@ class Threads:
         self.is_over = self.is_closed
         # For transactions that were open: whoever has one here is told that it has ended.
         self.writer.is_over = True
+        self.writer.gathering.forget()
         for readers in self._all_readers():
             readers.is_over = True
         self._make()

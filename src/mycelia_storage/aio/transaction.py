@@ -246,8 +246,8 @@ class AsyncTransaction(AsyncVerbs):
     async def _query(self, function: Callable[[Any], R], /) -> R:
         return await self._run(function, is_read=True)
 
-    async def _write(self, function: Callable[[Any], R], durable: bool, /) -> R:
-        del durable  # the verb refuses it
+    async def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> R:
+        del durable, is_small  # the first of which the verb refuses
         return await self._run(function)
 
     async def _write_alone(self, function: Callable[[Any], R], /) -> R:

@@ -53,8 +53,8 @@ class Front(Protocol[V_co]):
         """Run a read that may take long. It is stopped when the caller is cancelled."""
         ...
 
-    def _write(self, function: Callable[[V_co], R], durable: bool, /) -> Awaitable[R]:
-        """Run a write, which may share its commit with others."""
+    def _write(self, function: Callable[[V_co], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
+        """Run a write, which may share its commit with others. `is_small`: it is one of a few rows."""
         ...
 
     def _write_alone(self, function: Callable[[V_co], R], /) -> Awaitable[R]:
@@ -94,21 +94,12 @@ def reading_many(
     verb: Callable[Concatenate[V, P], R],
 ) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
     """The awaited form of a verb that reads as much as its first argument is long."""
+    short, long = reading(verb), querying(verb)
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
         keys: Any = args[0] if args else options.get("keys")
-        if _is_long(keys):
-            return await self._query(lambda verbs: verb(verbs, *args, **options))
-        here = self._here
-        if here is not None:
-            desk, own = here
-            found = desk.read(verb, own, args, options)
-            if found is not LATER:
-                if desk.must_yield:
-                    await sleep(0)
-                return found
-        return await self._read(lambda verbs: verb(verbs, *args, **options))
+        return await (long if _is_long(keys) else short)(self, *args, **options)
 
     return call
 
@@ -128,12 +119,12 @@ def querying(
 def writing(
     verb: Callable[Concatenate[V, P], R],
 ) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
-    """The awaited form of a verb that writes."""
+    """The awaited form of a verb that writes a row or a few."""
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
         durable = options.get("durable") is True
-        return await self._write(lambda verbs: verb(verbs, *args, **options), durable)
+        return await self._write(lambda verbs: verb(verbs, *args, **options), durable=durable, is_small=True)
 
     return call
 
@@ -141,7 +132,7 @@ def writing(
 def writing_many(
     verb: Callable[Concatenate[V, P], R],
 ) -> Callable[Concatenate[Front[V], P], Coroutine[Any, Any, R]]:
-    """The awaited form of a verb that writes what it is given one by one.
+    """The awaited form of a verb that writes any number of rows: what it is given one by one, or all that are there.
 
     A write may be run twice, when the commit that it shared could not be made. So an iterable is walked through here,
     where the caller's own code runs on the caller's own thread.
@@ -153,7 +144,7 @@ def writing_many(
         again: Any = [_drawn(part) for part in args]
         named: Any = {name: _drawn(part) for name, part in options.items()}
         written: Callable[..., R] = verb
-        return await self._write(lambda verbs: written(verbs, *again, **named), durable)
+        return await self._write(lambda verbs: written(verbs, *again, **named), durable=durable, is_small=False)
 
     return call
 
@@ -237,8 +228,8 @@ class AsyncVerbs:
     add_many: Final = writing_many(Verbs.add_many)
     delete_many: Final = writing_many(Verbs.delete_many)
     load: Final = loading(Verbs.load)
-    clear: Final = writing(Verbs.clear)
-    clear_all: Final = writing(Verbs.clear_all)
+    clear: Final = writing_many(Verbs.clear)
+    clear_all: Final = writing_many(Verbs.clear_all)
 
     # ---- finding
     list_keys: Final = querying(Verbs.list_keys)
@@ -274,7 +265,7 @@ class AsyncVerbs:
     def _query(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         raise NotImplementedError
 
-    def _write(self, function: Callable[[Any], R], durable: bool, /) -> Awaitable[R]:
+    def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
         raise NotImplementedError
 
     def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:

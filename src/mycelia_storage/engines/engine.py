@@ -320,11 +320,21 @@ class Engine(Protocol):
     StorageBusyError where they would have to wait. An event loop's own thread may call them then.
 
     `clock` gives the store's time in seconds since 1970: the one that was given, or else this machine's, or a server's.
+
     """
 
     backend: str
     reads_at_once: bool
     clock: Callable[[], float]
+
+    @property
+    def share_at_once(self) -> Callable[[Sequence[Member]], bool] | None:
+        """As `share`, for a few members, by an event loop's own thread inside a hurry; None where nothing is done so.
+
+        It does what needs to wait neither for anybody nor for a disk. Members that are not done afterwards are as they
+        were, and for `share`. True: that should be called anyhow, for upkeep that takes longer.
+        """
+        ...
 
     @property
     def auto(self) -> Primitives:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mycelia_storage.engines import files, forking
 from mycelia_storage.engines.engine import (
@@ -274,16 +274,33 @@ class MemoryEngine:
         deadline = time.monotonic() + (self._busy_timeout if wait is None else wait)
         for member in members:
             try:
-                session = self.begin(wait=max(0.0, deadline - time.monotonic()))
-                try:
-                    result = member.step(session, self.time(0))
-                    session.commit()
-                finally:
-                    session.rollback()
+                result = self._run(member, max(0.0, deadline - time.monotonic()))
             except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
                 member.done(error=error)
             else:
                 member.done(result)
+
+    def share_at_once(self, members: Sequence[Member]) -> bool:
+        """The same, up to the first that would have to wait."""
+        for member in members:
+            try:
+                result = self._run(member, 0.0)
+            except StorageBusyError:
+                break
+            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
+                member.done(error=error)
+            else:
+                member.done(result)
+        return False
+
+    def _run(self, member: Member, patience: float) -> Any:
+        session = self.begin(wait=patience)
+        try:
+            result = member.step(session, self.time(0))
+            session.commit()
+        finally:
+            session.rollback()
+        return result
 
     def snapshot(self) -> Snapshot:
         """The same as a transaction that reads."""

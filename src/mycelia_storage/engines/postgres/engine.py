@@ -86,6 +86,7 @@ class PostgresEngine:
     backend = "postgresql"
     # Every answer comes over a network.
     reads_at_once = False
+    share_at_once = None
 
     def __init__(self, options: Options) -> None:
         self._options = options

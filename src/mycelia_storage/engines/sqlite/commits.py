@@ -9,6 +9,9 @@ import copy
 import time
 from typing import TYPE_CHECKING, Final
 
+import apsw
+
+from mycelia_storage.engines.limits import is_over
 from mycelia_storage.engines.line import Ticket, served
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
 from mycelia_storage.engines.sqlite.lending import SharedStatements
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 # So many writes share a commit at most, so that the first of them does not wait for long.
 MOST_TOGETHER: Final = 1000
+# About some tens of microseconds of work.
+_STEPS_IN_A_HURRY: Final = 2000
 
 
 class SharedCommits:
@@ -59,6 +64,47 @@ class SharedCommits:
             writer.unlock()
         writer.after_write()
 
+    def share_at_once(self, members: Sequence[Member]) -> bool:
+        """As the protocol says, with a -wal and `synchronous` NORMAL or OFF."""
+        writer = self._writer
+        if not writer.line.try_acquire():
+            return False
+        if writer.is_dormant:
+            writer.line.release()
+            return False
+        try:
+            writer.get_ready(0.0)
+        except StorageError:
+            return False
+        is_upkeep_due = False
+        try:
+            pages, done = writer.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+            # Where all is written back, the -wal is begun anew, and at NORMAL its first page has to be on the disk.
+            if done < pages:
+                self._serve_at_once(members)
+                is_upkeep_due = writer.is_upkeep_due(pages - done)
+        except DRIVER_ERRORS:
+            pass  # whoever may wait finds out why
+        finally:
+            writer.unlock(at_once=True)
+        writer.after_write(at_once=True)
+        return is_upkeep_due
+
+    def _serve_at_once(self, members: Sequence[Member]) -> None:
+        """Nothing is done where it takes too long, or fails in a way that others may mend."""
+        writer = self._writer
+        writer.synchronize(durable=False)
+        writer.connection.set_progress_handler(is_over, _STEPS_IN_A_HURRY)
+        try:
+            writer.cursor.execute(BEGIN_TO_WRITE)
+            self._run_together(members, is_hurried=True)
+        except BaseException:
+            self._give_up()
+            raise
+        finally:
+            if not writer.is_dormant:
+                writer.connection.set_progress_handler(None)
+
     def _serve(self, members: Sequence[Member]) -> None:
         """Do one's own work, and that of those that stand behind."""
         writer = self._writer
@@ -83,35 +129,46 @@ class SharedCommits:
             writer.relax()
         except BaseException:
             # A signal handler raised. Whose work is not done gets another turn.
-            if self._committing and not writer.connection.in_transaction:
-                _commit(self._committing)
-            self._committing = ()
-            writer.roll_back()
+            self._give_up()
             writer.line.put_back([ticket for ticket in others if not ticket.is_done])
             served([ticket for ticket in others if ticket.is_done])
             raise
         served(others)
 
-    def _run_together(self, members: Sequence[Member]) -> bool:
+    def _give_up(self) -> None:
+        """Undo what is not committed."""
+        if self._committing and not self._writer.connection.in_transaction:
+            _commit(self._committing)
+        self._committing = ()
+        self._writer.roll_back()
+
+    def _run_together(self, members: Sequence[Member], *, is_hurried: bool = False) -> bool:
         """Run all in the open transaction and commit. False: nothing of it was done, and each has to run by itself.
 
         A member that has written nothing may fail without further consequences. One that has ends the transaction.
+        In a hurry nothing is done either where it takes too long, or one of them would have to wait.
         """
         writer = self._writer
         connection, rows, now = writer.connection, self._shared, writer.time()
         changes = connection.total_changes()
         for member in members:
+            if is_hurried and is_over():
+                return self._undo(members)
             try:
                 member.result = member.step(rows, now)
             except DRIVER_ERRORS as error:
-                writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
+                if not is_hurried:
+                    writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
                 return self._undo(members)
             except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-                if connection.total_changes() != changes:
+                if connection.total_changes() != changes or (is_hurried and isinstance(error, StorageBusyError)):
                     return self._undo(members)
                 member.error = error
             else:
                 changes = connection.total_changes()
+        if is_hurried:
+            # SQLite would ask once more behind a COMMIT, and call one interrupted that has happened.
+            connection.set_progress_handler(None)
         try:
             self._committing = members
             writer.commit()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from mycelia_storage.engines.limits import is_limited, is_over
+from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
-from mycelia_storage.engines.sqlite.session import Statements, put_one
+from mycelia_storage.engines.sqlite.session import PUT_IF_SIMPLE, Statements, put_one
+from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mycelia_storage.engines.sqlite.writer import Writer
 
 COMMIT: Final = "COMMIT"
+# A value of more characters than this is for those who may wait.
+_LARGE: Final = 100_000
 
 
 class Lending:
@@ -163,4 +166,15 @@ class SharedStatements(Statements):
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
         if len(rows) != 1:
             return super().put(namespace, rows, now)
-        return [put_one(self._writer.connection, namespace, rows[0], now, self._writer.cursor)]
+        # As `put_one` does, with one call less for each of many members.
+        writer = self._writer
+        key, value, metadata, expires_at = rows[0]
+        if len(value) > _LARGE and is_hurried():
+            raise StorageBusyError("it takes long to write a large value")
+        try:
+            writer.cursor.execute(PUT_IF_SIMPLE, (namespace, key, value, metadata, expires_at, now, now // 1000))
+            if writer.connection.changes():
+                return [now]
+        except apsw.ConstraintError:
+            pass  # it is met again
+        return [put_one(writer.connection, namespace, rows[0], now, writer.cursor)]

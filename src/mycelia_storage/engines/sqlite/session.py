@@ -104,14 +104,16 @@ VALUES (
   max(?6, (SELECT version + 1 FROM storage_version_floor WHERE id = 1)), ?7, ?7, ?5, ?4, ?3)
 {_OR_UPDATE}
 RETURNING version"""
-# The same where `now` can be the version, as it nearly always can: nothing has to be given back then, which saves a
-# tenth. Where it cannot, the version is NULL and fails too, or no row is changed.
+# The same where `now` can be the version and no expired entry is in the way, as nearly always: nothing has to be given
+# back then, which saves a tenth, and the driver looks a shorter text up. Where it cannot, the version is NULL and fails
+# too, or no row is changed.
 PUT_IF_SIMPLE: Final = f"""{_INSERT}
 VALUES (
   (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
   (SELECT ?6 FROM storage_version_floor WHERE id = 1 AND version < ?6), ?7, ?7, ?5, ?4, ?3)
-{_OR_UPDATE}
-WHERE excluded.version > version"""
+ON CONFLICT (namespace, key) DO UPDATE SET
+  version = ?6, updated_at = max(updated_at, ?7), expires_at = ?5, metadata = ifnull(?4, metadata), value = ?3
+WHERE version < ?6 AND ifnull(expires_at > ?7, TRUE)"""
 # The same for many rows of a namespace that is registered, with a version above the floor.
 PUT_UNLESS_AHEAD: Final = f"""{_INSERT}
 VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3)

@@ -128,17 +128,18 @@ class Writer:
             raise
         self.patience.timeout = patience
 
-    def unlock(self) -> None:
+    def unlock(self, *, at_once: bool = False) -> None:
         """Give the lock back. Who gives it back to a closed store closes the connection.
 
         What was written before is committed, so that nothing which fails here may be taken for a failure of that.
+        `at_once`: the -wal is not written back.
         """
         try:
             if self.is_closed:
                 self._close()
             elif not self.is_dormant:
                 self._changes = self.connection.total_changes()
-                if self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] >= self._next_write_back:
+                if not at_once and self._may_have_grown():
                     self._keep_wal_short()
         finally:
             self.line.release()
@@ -274,18 +275,33 @@ class Writer:
 
     # ---- upkeep
 
-    def after_write(self) -> None:
-        """Have a look at the file now and then: at the -wal's size, and whether the planner's statistics are fresh."""
+    def after_write(self, *, at_once: bool = False) -> None:
+        """Have a look at the file now and then: at the -wal's size, and whether the planner's statistics are fresh.
+
+        `at_once`: not at the statistics, which may take long.
+        """
         changes = self._changes
         if changes < self._next_look:
             return
-        if changes >= self._next_refresh:
+        if changes >= self._next_refresh and not at_once:
             self._look_at_statistics()
         self._next_look = max(self._next_refresh, changes + 1)
         try:
             self._next_look = min(self._next_look, self._engine.checkpoints.look(changes))
         except (OSError, RuntimeError) as error:  # no look, or no thread: it is done another time
             LOG.warning("%s: the -wal could not be looked at: %s", self._path, error)
+
+    def is_upkeep_due(self, waiting: int) -> bool:
+        """For the owner of the lock: whether one more write has to be followed by what is not done at once.
+
+        `waiting`: so many pages of the -wal are to be written back.
+        """
+        return self.connection.total_changes() >= self._next_refresh or (
+            waiting >= WAL_PAGES and not self.is_wal_left and self._may_have_grown()
+        )
+
+    def _may_have_grown(self) -> bool:
+        return self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] >= self._next_write_back
 
     def _look_at_statistics(self) -> None:
         """After a thousand changes, and whenever their number has doubled.
