@@ -347,7 +347,7 @@ class Storage(Verbs):
     def _share_at_once(self, calls: Sequence[Call]) -> bool:
         """As the engine's `share_at_once`, where the store may be written to just now."""
         share = self._engine.share_at_once
-        if share is None or self._inside or self._home.is_closed or self._is_read_only:
+        if share is None or self._home.is_closed or self._is_read_only:
             return False
         self._give_verbs(calls)
         return share(calls)
