@@ -334,9 +334,9 @@ def test_a_password_may_come_from_the_environment_or_a_file(
 
 
 def test_many_threads_that_come_at_once_while_the_server_is_away_are_all_told(
-    server: PostgresServer, postgres_schema: str
+    server: PostgresServer, postgres_schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_storage(server.dsn(), schema=postgres_schema, busy_timeout=0.3, pool_max=2) as store:
+    with open_storage(server.dsn(), schema=postgres_schema, busy_timeout=0.5, pool_max=2) as store:
         store.set("key", 1)
         server.stop()
         start = threading.Barrier(8)
@@ -352,3 +352,6 @@ def test_many_threads_that_come_at_once_while_the_server_is_away_are_all_told(
         server.start()
         assert set(told) == {StorageUnavailableError}
         assert store.get("key") == 1
+    # They have tried dozens of times.
+    said = [record.msg for record in caplog.records if record.name == "psycopg.pool" and "connecting" in record.msg]
+    assert len(said) <= 1

@@ -43,6 +43,8 @@ LOG: Final = logging.getLogger("mycelia_storage")
 _SLICE_SECONDS: Final = 0.1
 # A connection more than `pool_min` that nobody needed for so long is closed.
 _IDLE_SECONDS: Final = 60.0
+_SAY_AGAIN_SECONDS: Final = 10.0
+_NAME: Final = "mycelia-storage"
 # What has a limit is looked at so often.
 _LOOK_SECONDS: Final = 0.02
 _CANCEL_SECONDS: Final = 5.0
@@ -134,6 +136,29 @@ class Connection(psycopg.Connection[TupleRow]):
             LOG.warning("a statement that is over could not be cancelled: %s", type(error).__name__)
 
 
+class _Seldom(logging.Filter):
+    """Lets our pools say once in a while, and not several times a second, that they cannot connect.
+
+    For each caller who waits they try again that often here, and a server may be away for hours.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._not_before: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not isinstance(record.args, tuple) or _NAME not in record.args or record.levelno < logging.WARNING:
+            return True
+        now, kind = time.monotonic(), str(record.msg)
+        if now < self._not_before.get(kind, now):
+            return False
+        self._not_before[kind] = now + _SAY_AGAIN_SECONDS
+        return True
+
+
+logging.getLogger("psycopg.pool").addFilter(_Seldom())
+
+
 class Connections:
     """At most so many connections for callers, and those that scans open besides."""
 
@@ -172,7 +197,7 @@ class Connections:
             max_idle=_IDLE_SECONDS,
             reconnect_timeout=0,
             open=False,
-            name="mycelia-storage",
+            name=_NAME,
         )
 
     def _class_of_connections(self) -> type[Connection]:
