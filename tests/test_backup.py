@@ -286,6 +286,21 @@ def test_a_backup_is_for_its_owner_only(any_store: Storage, target: Path, umask:
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+def test_a_link_to_a_backup_is_followed_by_a_restore(any_store: Storage, target: Path, tmp_path: Path) -> None:
+    """Such as one to the latest of many."""
+    any_store.set("a", 1)
+    any_store.backup(target)
+    any_store.set("a", 2)
+    latest = tmp_path / "latest"
+    latest.symlink_to(target)
+    any_store.restore(latest)
+    assert any_store.get("a") == 1
+    latest.unlink()
+    latest.symlink_to(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="no file"):
+        any_store.restore(latest)
+
+
 BAD_PATHS: list[Any] = ["", 5, None, b"bytes", "a\0b", "\ud800"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mycelia_storage.engines.sqlite import salvaging
-from mycelia_storage.engines.sqlite.copying import Teller
+from mycelia_storage.engines.sqlite.telling import Teller
 from mycelia_storage.errors import InvalidValueError
 from mycelia_storage.options import Options, file_path
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Row
 from mycelia_storage.engines.sqlite import copying, indexes, schema
-from mycelia_storage.engines.sqlite.copying import Teller, failing_as
+from mycelia_storage.engines.sqlite.telling import Teller, failing_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +68,7 @@ def write(
             for index in contents.indexes:
                 indexes.create(target, index)
             target.execute("COMMIT")
-        copying.complete(target, path, teller)
+        copying.complete(target, path, options, teller)
 
 
 @contextlib.contextmanager

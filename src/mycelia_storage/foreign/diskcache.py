@@ -20,7 +20,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mycelia_storage.arguments import MAX_TIME_MS
-from mycelia_storage.engines.sqlite.copying import failing_as
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import ConfigError, NotAStorageFileError
 from mycelia_storage.foreign import sqlite_files
 from mycelia_storage.foreign.contents import compressed_json, too_long

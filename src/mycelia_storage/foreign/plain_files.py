@@ -9,7 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from mycelia_storage.engines.sqlite.copying import failing_as
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import ConfigError, StorageBusyError, StorageCorruptError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
-from mycelia_storage.engines.sqlite.copying import failing_as
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import ConfigError, NotAStorageFileError
 from mycelia_storage.foreign import dbm_files, sqlite_files
 from mycelia_storage.foreign.contents import too_long

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from mycelia_storage.engines.sqlite.connection import open_to_read, read_file
-from mycelia_storage.engines.sqlite.copying import failing_as
 from mycelia_storage.engines.sqlite.failures import to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import (
     ConfigError,
     NotAStorageFileError,

@@ -149,10 +149,6 @@ class MemoryAuto(View):
         with self._engine.lock:
             return super().newer(version, now, limit=limit)
 
-    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
-        with self._engine.lock:
-            return super().counts(namespace, spans, now)
-
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         with self._engine.lock:
             return super().tally(namespaces, now)

@@ -12,49 +12,45 @@ import contextlib
 import logging
 import os
 import secrets
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.sqlite import indexes, schema
-from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS, kind_at, open_writer, size_of
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, of_system, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.connection import kind_at, open_reader, open_writer, size_of
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE, look_at, rename_to_free
-from mycelia_storage.entries import CopyProgress
+from mycelia_storage.engines.sqlite.soundness import (
+    INTEGRITY,
+    SHOWN_PROBLEMS,
+    Beside,
+    check_structure,
+    compare,
+    problems_of,
+    raise_problems,
+)
+from mycelia_storage.engines.sqlite.telling import failing_as, none_raw
 from mycelia_storage.errors import (
     ConfigError,
     NotAStorageFileError,
     SchemaVersionError,
     StorageBusyError,
     StorageCorruptError,
-    StorageTimeoutError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from mycelia_storage.entries import CopyStep
+    from mycelia_storage.engines.sqlite.telling import Teller
     from mycelia_storage.options import Options
 
 # A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
 PAGES_AT_ONCE: Final = 1024
 _ROWS_BETWEEN_LOOKS: Final = 1000
-_SHOWN_PROBLEMS: Final = 20
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
-INTEGRITY: Final = f"PRAGMA integrity_check({_SHOWN_PROBLEMS})"
-# All but whether each index has what the rows say, which takes several times as long.
-STRUCTURE: Final = f"PRAGMA quick_check({_SHOWN_PROBLEMS})"
-# What a file has twice, in its rows and in an index: where they differ, nobody can say which of them is right. (Created
-# indexes have only what is in the documents.)
-_TWICE: Final = {
-    "sqlite_autoindex_storage_entries_1": "SELECT id, namespace, key FROM storage_entries {}",
-    "storage_entries_expiry": "SELECT id, namespace, expires_at FROM storage_entries {} WHERE expires_at IS NOT NULL",
-}
 PIN: Final = "SELECT count(*) FROM sqlite_schema"
 GREATEST_VERSION: Final = """
 SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
@@ -71,62 +67,6 @@ _TABLES_2: Final = _TABLES_1 | {
 RAISE_FLOOR: Final = "UPDATE storage_version_floor SET version = max(version, ?) WHERE id = 1"
 
 LOG: Final = logging.getLogger("mycelia_storage")
-
-
-class Teller:
-    """Tells a caller how far a copy is. What the caller's function raises cancels it."""
-
-    def __init__(self, progress: Callable[[CopyProgress], object] | None) -> None:
-        self._progress = progress
-
-    def tell(self, step: CopyStep, done: int, total: int) -> None:
-        """So much is done. Raises what the caller's function raises, or StorageTimeoutError where nobody waits."""
-        check_limit()
-        if self._progress is not None:
-            self._progress(CopyProgress(step, done, total))
-
-    @contextlib.contextmanager
-    def telling(self, connection: apsw.Connection, step: CopyStep, total: int) -> Iterator[None]:
-        """During the block's statements it is told again and again that they go on, so that they can be cancelled."""
-        raised: list[BaseException] = []
-
-        def go_on() -> bool:
-            try:
-                self.tell(step, 0, total)
-            except BaseException as error:  # noqa: BLE001  it is raised again below, by who called the statement
-                raised.append(error)
-            return bool(raised)
-
-        self.tell(step, 0, total)
-        connection.set_progress_handler(go_on, STEPS_BETWEEN_LOOKS)
-        try:
-            yield
-        except (apsw.InterruptError, StorageTimeoutError):
-            if raised:
-                raise raised[0] from None
-            raise
-        finally:
-            connection.set_progress_handler(None)
-
-
-@contextlib.contextmanager
-def failing_as(what: str, *, committing: bool = False) -> Iterator[None]:
-    """The driver's and the operating system's errors of the block become the library's. No caller's code runs in it."""
-    try:
-        yield
-    except DRIVER_ERRORS as error:
-        raise to_storage_error(error, what, committing=committing) from error
-    except OSError as error:
-        raise of_system(error, what) from error
-
-
-@contextlib.contextmanager
-def _none_raw(what: str) -> Iterator[None]:
-    """Around all of it: what the driver raises between those blocks. What callers' code raises in it stays as it is."""
-    try:
-        yield
-    except apsw.Error as error:
-        raise to_storage_error(error, what) from error
 
 
 # ---- files
@@ -205,7 +145,7 @@ def _is_same(path: str, other: str) -> bool:
 def new_file(target: str, options: Options, *, overwrite: bool, store: str | None) -> Iterator[apsw.Connection]:
     """A connection to fill a new file by, which `finish` then puts in place of `target`."""
     check_target(target, overwrite=overwrite, store=store)
-    with _none_raw(target), file_beside(target) as partial:
+    with none_raw(target), file_beside(target) as partial:
         with failing_as(target):
             connection = open_writer(partial, options)
         try:
@@ -218,43 +158,25 @@ def new_file(target: str, options: Options, *, overwrite: bool, store: str | Non
         put_in_place(partial, target, overwrite=overwrite)
 
 
-def complete(connection: apsw.Connection, target: str, teller: Teller) -> None:
+def complete(connection: apsw.Connection, target: str, options: Options, teller: Teller) -> None:
     """Look through a file that was just filled, and have it on the disk. Raises StorageCorruptError."""
-    what = f"{target}: what was copied is damaged, and so is the store"
-    with failing_as(target):
-        # One that is complete without files beside it, and can be read where nothing can be written.
-        connection.pragma("journal_mode", "delete")
-        if schema.verify(connection, target) == 0:
-            raise StorageCorruptError(f"{what}: it is empty")
-    # At the same time: both go through the whole file, one on the processor and the other on the disk.
-    with failing_as(target), _meanwhile(lambda: _sync(connection.filename)):
-        check_structure(connection, what, teller)
-
-
-@contextlib.contextmanager
-def _meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do some work in a thread during the block; after it where none can be started, at the end of a process say."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
+    what, path = f"{target}: what was copied is damaged, and so is the store", connection.filename
+    with contextlib.ExitStack() as stack:
+        with failing_as(target):
+            # One that is complete without files beside it, and can be read where nothing can be written.
+            connection.pragma("journal_mode", "delete")
+            if schema.verify(connection, target) == 0:
+                raise StorageCorruptError(f"{what}: it is empty")
+            # What is looked through is the file, and not what the connection that wrote it remembers of it.
+            first, *others = (stack.enter_context(contextlib.closing(open_reader(path, options))) for _ in range(3))
+        # At the same time: all go through the whole file, one on the disk and the others on the processor.
+        on_disk = Beside(lambda: _sync(path))
         try:
-            work()
-        except BaseException as error:  # noqa: BLE001  it is raised again below
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="mycelia-sync", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        yield
-        work()
-        return
-    try:
-        yield
-    finally:
-        thread.join()
-    if raised:
-        raise raised[0]
+            check_structure(first, what, teller, others)
+        finally:
+            on_disk.wait()
+        with failing_as(target):
+            on_disk.result()
 
 
 def copy_pages(
@@ -288,46 +210,6 @@ def copy_pages(
         backup.close(True)
 
 
-def _problems(connection: apsw.Connection, statement: str, what: str, teller: Teller) -> list[str]:
-    """What SQLite itself finds wrong. Raises StorageCorruptError where it cannot even read on."""
-    pages = connection.pragma("page_count")
-    try:
-        with teller.telling(connection, "checking", pages):
-            return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
-    except apsw.SQLError as error:  # the statement is right: a created index has met a text that is no JSON
-        raise StorageCorruptError(f"{what}: a stored value or its metadata is not JSON") from error
-    except DRIVER_ERRORS as error:
-        raise to_storage_error(error, what) from error
-
-
-def check_structure(connection: apsw.Connection, what: str, teller: Teller) -> None:
-    """Raise StorageCorruptError where a file is damaged, but for what created indexes have of the documents."""
-    _raise_problems(_problems(connection, STRUCTURE, what, teller), what)
-    with failing_as(what):
-        if schema.verify(connection, what) != schema.NEWEST:
-            return  # the indexes of version 1 are searched by its migration, and not kept
-    _raise_problems([line for name in _TWICE for line in _compare(connection, name, what, teller)], what)
-
-
-def _compare(connection: apsw.Connection, index: str, what: str, teller: Teller) -> list[str]:
-    """Whether the rows and an index say the same. SQLite's own way searches the index for each row."""
-    try:
-        with teller.telling(connection, "checking", connection.pragma("page_count")):
-            one, other = (
-                # The sum of hashes does not mind the order.
-                sum(map(hash, connection.execute(_TWICE[index].format(source))))
-                for source in ("NOT INDEXED", f"INDEXED BY {index}")
-            )
-    except DRIVER_ERRORS as error:
-        raise to_storage_error(error, what) from error
-    return [] if one == other else [f"the entries and the index {index} do not say the same"]
-
-
-def _raise_problems(problems: list[str], what: str) -> None:
-    if problems:
-        raise StorageCorruptError(f"{what}: {'; '.join(problems)}")
-
-
 # ---- restore
 
 
@@ -349,7 +231,7 @@ def prepared(
     """
     if store is not None and _is_same(path, store):
         raise ConfigError(f"path: {path} is the store's own file: there is nothing to restore")
-    with _none_raw(path), contextlib.ExitStack() as stack:
+    with none_raw(path), contextlib.ExitStack() as stack:
         copy = stack.enter_context(file_beside(beside))
         connection = _bring(path, copy, options, teller, stack)
         _make_sound(connection, path, options, teller)
@@ -398,7 +280,9 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
     with failing_as(path):
         if not os.path.isfile(path):
             raise ConfigError(f"path: {path} is no file" if os.path.lexists(path) else f"path: there is no file {path}")
-        look_at(os.path.realpath(path))
+        # A link is followed, since the file is only read; SQLite's own file layer follows none.
+        path = os.path.realpath(path)
+        look_at(path)
         before = _state(path)
         if schema.recognise(path, options.busy_timeout, options.encryption_key) == 0:
             raise NotAStorageFileError(f"{path}: the file is empty: there is nothing to restore")
@@ -436,6 +320,8 @@ def _make_sound(connection: apsw.Connection, path: str, options: Options, teller
         raise SchemaVersionError(f"{path}: the file has schema version 1, and migrate=False keeps it there")
     _check_or_rebuild(connection, path, teller)
     if version == schema.NEWEST:
+        # SQLite's check passes over what only the index of expiries has, since it is one of some rows.
+        compare(connection, f"{path}: the file is damaged", teller)
         _check_rows(connection, path, teller)
         return
     with failing_as(path):
@@ -450,7 +336,7 @@ def _make_sound(connection: apsw.Connection, path: str, options: Options, teller
 def _check_or_rebuild(connection: apsw.Connection, path: str, teller: Teller) -> None:
     """SQLite's own check. Where only created indexes do not fit, they are built anew: they are made of the rows."""
     what = f"{path}: the file is damaged"
-    problems = _problems(connection, INTEGRITY, what, teller)
+    problems = problems_of(connection, INTEGRITY, what, teller)
     if not problems:
         return
     with failing_as(what):
@@ -460,10 +346,10 @@ def _check_or_rebuild(connection: apsw.Connection, path: str, teller: Teller) ->
             for name in made:
                 connection.execute(f"REINDEX {name}")
     except (apsw.ConstraintError, apsw.SQLError):  # two rows of the same key, or a value that is no JSON
-        _raise_problems(problems, what)
+        raise_problems(problems, what)
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what) from error
-    _raise_problems(_problems(connection, INTEGRITY, what, teller), what)
+    raise_problems(problems_of(connection, INTEGRITY, what, teller), what)
     LOG.warning("%s: indexes did not fit the entries and were built anew from them: %s", path, "; ".join(problems))
 
 
@@ -473,7 +359,7 @@ def _check_rows(connection: apsw.Connection, path: str, teller: Teller) -> None:
         pages = connection.pragma("page_count")
         problems = iter(schema.problems_of(connection, every=_ROWS_BETWEEN_LOOKS))
     found: list[str] = []
-    while len(found) < _SHOWN_PROBLEMS:
+    while len(found) < SHOWN_PROBLEMS:
         with failing_as(path):
             problem = next(problems, "")
         if problem is None:

@@ -31,7 +31,6 @@ from mycelia_storage.engines.sqlite.connection import (
     set_journal_mode,
     size_of,
 )
-from mycelia_storage.engines.sqlite.copying import Teller
 from mycelia_storage.engines.sqlite.failures import (
     DRIVER_ERRORS,
     of_system,
@@ -42,6 +41,7 @@ from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
+from mycelia_storage.engines.sqlite.telling import Teller
 from mycelia_storage.engines.sqlite.trust import BEGIN_TO_WRITE, COMMIT
 from mycelia_storage.engines.sqlite.writer import Writer
 from mycelia_storage.errors import (
@@ -426,7 +426,7 @@ class SQLiteEngine:
                 )
             finally:
                 lending.rollback()
-            copying.complete(target, path, teller)
+            copying.complete(target, path, self._options, teller)
 
     def _lend_apart(self) -> Lending:
         """A connection that is nobody else's, inside a transaction that reads."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.sqlite import copying, pages, schema
 from mycelia_storage.engines.sqlite.connection import close_untouched, open_writer, set_journal_mode
-from mycelia_storage.engines.sqlite.copying import Teller, failing_as
 from mycelia_storage.engines.sqlite.places import look_at, require_same
+from mycelia_storage.engines.sqlite.soundness import check_structure
+from mycelia_storage.engines.sqlite.telling import Teller, failing_as
 from mycelia_storage.errors import ConfigError, NotAStorageFileError
 from mycelia_storage.options import read_options
 
@@ -46,7 +47,8 @@ def rekey(
     where it is not to be encrypted any more. Others have `busy_timeout` to let go of it.
 
     Raises ConfigError for a bad key, one that does not open the file, or a driver that cannot encrypt;
-    StorageBusyError where somebody has it open; NotAStorageFileError, StorageCorruptError, StorageFullError,
+    StorageBusyError where somebody has it open (without WAL, where somebody uses it just then: a store that is idle is
+    not noticed, and raises StorageIOError afterwards); NotAStorageFileError, StorageCorruptError, StorageFullError,
     StorageIOError. Whatever it raises, the file is as it was.
     """
     options = read_options(os.fspath(path), {"encryption_key": encryption_key, "busy_timeout": busy_timeout})
@@ -66,12 +68,12 @@ def rekey(
 def _write_anew(options: Options, wanted: Options) -> None:
     path, teller = options.path, Teller(None)
     with _alone(options) as source, copying.file_beside(path) as partial:
-        copying.check_structure(source, f"{path}: the file is damaged", teller)
+        check_structure(source, f"{path}: the file is damaged", teller)
         with failing_as(path):
             target = open_writer(partial, wanted)
         try:
             copying.rebuild(source, target, path, teller)
-            copying.complete(target, path, teller)
+            copying.complete(target, path, wanted, teller)
         finally:
             target.close()
         with failing_as(path):

@@ -37,7 +37,6 @@ from mycelia_storage.checking import (
 from mycelia_storage.engines.engine import IndexRow
 from mycelia_storage.engines.sqlite import copying, indexes, schema
 from mycelia_storage.engines.sqlite.connection import kind_at
-from mycelia_storage.engines.sqlite.copying import failing_as
 from mycelia_storage.engines.sqlite.raw_pages import (
     INDEX_INTERIOR,
     INDEX_LEAF,
@@ -48,6 +47,7 @@ from mycelia_storage.engines.sqlite.raw_pages import (
     PageFile,
     record,
 )
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.entries import LostEntry, SalvageReport
 from mycelia_storage.errors import (
     ConfigError,
@@ -63,8 +63,8 @@ from mycelia_storage.query import parse_sort
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mycelia_storage.engines.sqlite.copying import Teller
     from mycelia_storage.engines.sqlite.raw_pages import BTreePage, Cell
+    from mycelia_storage.engines.sqlite.telling import Teller
     from mycelia_storage.options import Options
 
 # Of version 2 of the schema, and the one that version 1 has besides.
@@ -145,7 +145,7 @@ def salvage(source: str, target: str, options: Options, teller: Teller) -> Salva
                 connection.execute("DETACH scratch")
         if _state(source) != before:
             raise StorageBusyError(f"{source}: the file was changed while it was read: end the programs that use it")
-        copying.complete(connection, target, teller)
+        copying.complete(connection, target, options, teller)
         return report
 
 

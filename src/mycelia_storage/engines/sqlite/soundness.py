@@ -1,0 +1,291 @@
+"""Whether a whole file is sound: SQLite's own check, and whether rows and indexes say the same of keys and expiries.
+
+Called before a backup gets its name, and before anything is made of a file that may be damaged.
+
+A file has each key, and each expiry, twice: in its row and in an index. Where the two differ nobody can say which is
+right. SQLite's own comparison searches the index for each row, which takes several times as long as to read both once:
+
+- of both sides a number is made of each entry, and the sums of these are compared, since a sum does not mind the order;
+- in SQL, some thousand rows at once, since what SQLite does inside a statement runs beside other threads, and a row
+  that is handed to Python does not;
+- in threads beside SQLite's check where there are connections for them, or else one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import apsw
+
+from mycelia_storage.engines.sqlite import schema
+from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, to_storage_error
+from mycelia_storage.engines.sqlite.telling import failing_as
+from mycelia_storage.errors import StorageCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mycelia_storage.engines.sqlite.telling import Teller
+
+T = TypeVar("T")
+
+SHOWN_PROBLEMS: Final = 20
+INTEGRITY: Final = f"PRAGMA integrity_check({SHOWN_PROBLEMS})"
+# All but whether each index has what the rows say.
+STRUCTURE: Final = f"PRAGMA quick_check({SHOWN_PROBLEMS})"
+
+_KEY_INDEX: Final = "sqlite_autoindex_storage_entries_1"
+_EXPIRY_INDEX: Final = "storage_entries_expiry"
+_LEAST_ID: Final = -(2**63)
+_GREATEST_ID: Final = 2**63 - 1
+# The texts of so many entries are in memory at once: for each side some megabytes, where keys are as long as can be.
+_AT_ONCE: Final = 2000
+# So often who waits for the threads tells that they go on.
+_SECONDS_BETWEEN_LOOKS: Final = 0.02
+
+# Of an entry's key: a text, which Python hashes. Neither 1 nor 0 is in a namespace, and what they separate wrongly in a
+# damaged key they separate wrongly on both sides.
+_KEYS: Final = "group_concat(id || x'01' || namespace || x'01' || key, x'00')"
+# Of an entry's expiry: a number below the prime at the end, by primes below 2**31 and 2**21, so that nothing overflows.
+# Whatever is wrong with one of the three, it is another number. (The sum of 2**31 of them fits into 64 bits.)
+_EXPIRIES: Final = """
+count(expires_at), count(registered.rowid), ifnull(sum(
+  ((id % 2147483647 + 1) * (expires_at % 2147483629 + 1) + (id % 1048573 + 1) * (registered.rowid % 2097143 + 1))
+  % 4294967291), 0)"""
+
+END_OF_IDS: Final = "SELECT id FROM storage_entries NOT INDEXED WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?"
+# A search in a small table for each entry that has an expiry, and none for the others.
+ROWS: Final = f"""
+SELECT {_KEYS}, {_EXPIRIES}
+FROM storage_entries NOT INDEXED
+LEFT JOIN storage_namespaces AS registered
+ON registered.name = CASE WHEN expires_at IS NOT NULL THEN namespace END
+WHERE id BETWEEN ? AND ?"""
+EXPIRIES: Final = f"""
+SELECT {_EXPIRIES}
+FROM storage_entries INDEXED BY {_EXPIRY_INDEX}
+LEFT JOIN storage_namespaces AS registered ON registered.name = namespace
+WHERE expires_at IS NOT NULL"""
+
+END_OF_KEYS: Final = f"""
+SELECT namespace, key FROM storage_entries INDEXED BY {_KEY_INDEX}
+WHERE (namespace, key) > (?, ?) ORDER BY namespace, key LIMIT 1 OFFSET ?"""
+# Three ways to say which keys, since the first is the fastest by far. A key that damage made a blob of is left out by
+# all of them (blobs come behind all texts), and so is missing in the sum: as a text it would look like the right one.
+_SOME_KEYS: Final = f"SELECT {_KEYS} FROM storage_entries INDEXED BY {_KEY_INDEX} WHERE "
+KEYS_INSIDE: Final = f"{_SOME_KEYS} namespace = ? AND key > ? AND key <= ?"
+KEYS_ACROSS: Final = f"{_SOME_KEYS} (namespace, key) > (?, ?) AND (namespace, key) <= (?, ?) AND key < x''"
+KEYS_TO_THE_END: Final = f"{_SOME_KEYS} (namespace, key) > (?, ?) AND key < x'' AND namespace < x''"
+
+# Where namespaces are not registered, by whatever fault, no number stands for them.
+_EXPIRIES_ONE_BY_ONE: Final = """
+SELECT id, namespace, typeof(namespace), expires_at FROM storage_entries {} WHERE expires_at IS NOT NULL"""
+
+
+def check_structure(
+    connection: apsw.Connection, what: str, teller: Teller, others: Sequence[apsw.Connection] = ()
+) -> None:
+    """Raise StorageCorruptError where a file is damaged, but for what created indexes have of the documents.
+
+    `others` are two more connections to the file, if there are any: then it all happens at the same time.
+    """
+    with failing_as(what):
+        is_newest = schema.verify(connection, what) == schema.NEWEST
+    if not is_newest:  # the indexes of version 1 are searched by its migration, and not kept
+        raise_problems(problems_of(connection, STRUCTURE, what, teller), what)
+    elif others:
+        _look_at_once(connection, what, teller, others)
+    else:
+        raise_problems(problems_of(connection, STRUCTURE, what, teller), what)
+        compare(connection, what, teller)
+
+
+def compare(connection: apsw.Connection, what: str, teller: Teller) -> None:
+    """Raise StorageCorruptError where rows and indexes differ in a key or an expiry."""
+    with _telling(connection, what, teller):
+        rows, index = _of_rows(connection, what, _go_on), _of_indexes(connection, what, _go_on)
+    _compare(connection, what, teller, rows, index)
+
+
+def problems_of(connection: apsw.Connection, statement: str, what: str, teller: Teller) -> list[str]:
+    """What SQLite itself finds wrong. Raises StorageCorruptError where it cannot even read on."""
+    pages = connection.pragma("page_count")
+    try:
+        with teller.telling(connection, "checking", pages):
+            return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
+    except apsw.SQLError as error:  # the statement is right: a created index has met a text that is no JSON
+        raise StorageCorruptError(f"{what}: a stored value or its metadata is not JSON") from error
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+
+
+def raise_problems(problems: list[str], what: str) -> None:
+    """Raise StorageCorruptError where there are any."""
+    if problems:
+        raise StorageCorruptError(f"{what}: {'; '.join(problems)}")
+
+
+@contextlib.contextmanager
+def _telling(connection: apsw.Connection, what: str, teller: Teller) -> Iterator[None]:
+    pages = connection.pragma("page_count")
+    try:
+        with teller.telling(connection, "checking", pages):
+            yield
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+
+
+# ---- both sides
+
+
+class _Sums(NamedTuple):
+    """Of one side: the sum for its keys; and how many expiries, how many of them in known namespaces, and their sum."""
+
+    keys: int
+    expiries: tuple[int, int, int]
+
+
+class _StoppedError(Exception):
+    """Who waited for a walk does not any more."""
+
+
+def _go_on() -> None:
+    """Alone, a walk is stopped inside its statements."""
+
+
+def _sum_of(texts: str | None) -> int:
+    return sum(map(hash, texts.split("\0"))) if texts is not None else 0
+
+
+def _of_rows(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> _Sums:
+    keys, expiring, known, expiries = 0, 0, 0, 0
+    first = _LEAST_ID
+    while True:
+        go_on()
+        last = connection.execute(END_OF_IDS, (first, _AT_ONCE - 1)).get
+        end = _GREATEST_ID if last is None else last
+        if end < first:
+            raise StorageCorruptError(f"{what}: the entries are out of order")
+        ((texts, *numbers),) = connection.execute(ROWS, (first, end))
+        keys += _sum_of(texts)
+        expiring, known, expiries = expiring + numbers[0], known + numbers[1], expiries + numbers[2]
+        if end == _GREATEST_ID:
+            return _Sums(keys, (expiring, known, expiries))
+        first = end + 1
+
+
+def _of_indexes(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> _Sums:
+    ((expiring, known, expiries),) = connection.execute(EXPIRIES)
+    return _Sums(_of_key_index(connection, what, go_on), (expiring, known, expiries))
+
+
+def _of_key_index(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> int:
+    keys, namespace, key = 0, "", ""
+    while True:
+        go_on()
+        end: Any = connection.execute(END_OF_KEYS, (namespace, key, _AT_ONCE - 1)).fetchone()
+        if end is None:
+            return keys + _sum_of(connection.execute(KEYS_TO_THE_END, (namespace, key)).get)
+        if not (type(end[0]) is type(end[1]) is str and (namespace, key) < end):
+            raise StorageCorruptError(f"{what}: the index {_KEY_INDEX} is out of order")  # it would be walked for ever
+        if end[0] == namespace:
+            texts = connection.execute(KEYS_INSIDE, (namespace, key, end[1])).get
+        else:
+            texts = connection.execute(KEYS_ACROSS, (namespace, key, *end)).get
+        keys += _sum_of(texts)
+        namespace, key = end
+
+
+def _compare(connection: apsw.Connection, what: str, teller: Teller, rows: _Sums, index: _Sums) -> None:
+    differing = [_KEY_INDEX] if rows.keys != index.keys else []
+    if rows.expiries != index.expiries or not _is_alike_one_by_one(connection, what, teller, rows):
+        differing.append(_EXPIRY_INDEX)
+    raise_problems([f"the entries and the index {name} do not say the same" for name in differing], what)
+
+
+def _is_alike_one_by_one(connection: apsw.Connection, what: str, teller: Teller, rows: _Sums) -> bool:
+    """Whether the expiries of namespaces that are not registered are the same too."""
+    expiring, known, _ = rows.expiries
+    if expiring == known:
+        return True
+    with _telling(connection, what, teller):
+        one, other = (
+            sum(map(hash, connection.execute(_EXPIRIES_ONE_BY_ONE.format(source))))
+            for source in ("NOT INDEXED", f"INDEXED BY {_EXPIRY_INDEX}")
+        )
+    return one == other
+
+
+# ---- at the same time
+
+
+class Beside(Generic[T]):
+    """Some work in a thread of its own.
+
+    Where no thread can be started, at the end of a process say, it is done by who asks for what it gives.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._given: list[T] = []
+        self._raised: list[BaseException] = []
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="mycelia-check", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None
+
+    def _run(self) -> None:
+        try:
+            self._given.append(self._work())
+        except BaseException as error:  # noqa: BLE001  it is raised again by `result`
+            self._raised.append(error)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait so long for the thread. Whether there is nothing more to wait for."""
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> T:
+        """What the work gives; it raises what the work raises."""
+        if self._thread is None:
+            self._run()
+        self.wait()
+        if self._raised:
+            raise self._raised[0]
+        return self._given[0]
+
+
+def _look_at_once(connection: apsw.Connection, what: str, teller: Teller, others: Sequence[apsw.Connection]) -> None:
+    stopped, caller, pages = threading.Event(), threading.get_ident(), connection.pragma("page_count")
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise _StoppedError
+        if threading.get_ident() == caller:  # no thread was to be had
+            teller.tell("checking", 0, pages)
+
+    for other in others:
+        other.set_progress_handler(stopped.is_set, STEPS_BETWEEN_LOOKS)
+    walks = [
+        Beside(lambda: _of_rows(others[0], what, go_on)),
+        Beside(lambda: _of_indexes(others[1], what, go_on)),
+    ]
+    try:
+        raise_problems(problems_of(connection, STRUCTURE, what, teller), what)
+        for walk in walks:
+            while not walk.wait(_SECONDS_BETWEEN_LOOKS):
+                teller.tell("checking", 0, pages)
+        rows, index = [walk.result() for walk in walks]
+    except DRIVER_ERRORS as error:
+        raise to_storage_error(error, what) from error
+    finally:
+        stopped.set()
+        for walk in walks:
+            walk.wait()
+    _compare(connection, what, teller, rows, index)
