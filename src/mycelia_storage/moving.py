@@ -15,7 +15,6 @@ copy of another one:
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable
 from itertools import groupby
@@ -517,12 +516,9 @@ def _flag(name: str, value: object) -> bool:
 def _refuse_same(source: Storage, target: Storage) -> None:
     """Where it is not noticed, as of a server that has two names, nothing is written: there is no difference."""
     one, other = source._engine, target._engine
-    where = one.status().target
     is_same = one is other
-    if one.backend == other.backend == "sqlite":
-        with contextlib.suppress(OSError):
-            is_same = os.path.samefile(where, other.status().target)
-    elif one.backend == other.backend != "memory":
-        is_same = (where, source._options.schema) == (other.status().target, target._options.schema)
+    if one.backend == other.backend != "memory":
+        where, its_where = one.status().target, other.status().target
+        is_same = (where, source._options.schema) == (its_where, target._options.schema)
     if is_same:
-        raise ConfigError(f"source and target are the same store, {where}")
+        raise ConfigError("source and target are the same store")
