@@ -319,6 +319,7 @@ def held(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
             if may_go_on.wait(0.001):
                 break
             go_on()
+        may_go_on.set()
         return walk(connection, what, go_on)
 
     monkeypatch.setattr(soundness, name, hold)
@@ -353,7 +354,7 @@ def test_progress_is_told_until_the_last_walk_is_over(
 
     with open_storage(path) as store:
         store.backup(tmp_path / "backup.db", progress=count)
-    assert may_go_on.is_set()
+    assert told.count("checking") >= 4
 
 
 @pytest.mark.parametrize("name", ["_of_rows", "_of_indexes"])
@@ -361,8 +362,7 @@ def test_progress_is_told_until_the_last_walk_is_over(
 def test_what_cancels_a_backup_stops_every_walk(
     tmp_path: Path, path: Path, name: str, when: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held(monkeypatch, name)
-    told = list[str]()
+    ran_out, told = held(monkeypatch, name), list[str]()
 
     def cancel(progress: CopyProgress) -> None:
         told.append(progress.step)
@@ -373,6 +373,7 @@ def test_what_cancels_a_backup_stops_every_walk(
         store.backup(tmp_path / "backup.db", progress=cancel)
     assert not list(tmp_path.glob("backup*"))
     assert not [thread for thread in threading.enumerate() if thread.name == "mycelia-check"]
+    assert not ran_out.is_set()
 
 
 # ---- others
