@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import random
+import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from test_query_plans import ENTRIES, KINDS, A, B, explain
@@ -19,7 +21,7 @@ from mycelia_storage import Put, UniqueIndexError, field, open_storage
 from mycelia_storage.engines.engine import IndexRow, Query
 from mycelia_storage.engines.postgres.documents import query_form
 from mycelia_storage.engines.postgres.explaining import EXPLAIN, explained
-from mycelia_storage.engines.postgres.indexes import MAX_FIELDS_WITH_TEXT
+from mycelia_storage.engines.postgres.indexes import MAX_FIELDS_WITH_TEXT, index_sql, statistics_sql
 from mycelia_storage.engines.postgres.queries import Statement
 from mycelia_storage.matching import Candidate, is_behind, position
 from mycelia_storage.query import parse_filter, parse_sort
@@ -117,6 +119,42 @@ def test_a_filter_beside_a_sort_may_visit_everything_on_postgres(store: Storage)
     assert (plan.indexes, plan.full_scan) == ((name,), True)
 
 
+def test_a_plan_is_made_for_what_is_asked_on_postgres(
+    postgres_dsn: str, new_postgres_schema: Callable[[], str], postgres_connection: Connection
+) -> None:
+    """One that was good for nearly everything, and kept, would read everything to find the few."""
+    schema, name = new_postgres_schema(), f"asks {os.getpid()}"
+    read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'entries'"
+    with open_storage(postgres_dsn, schema=schema) as store:
+        store.set_many({f"key{number:05}": {"a": number} for number in range(ENTRIES)})
+        store.create_index("a")
+    target = f"{postgres_dsn}{'&' if '?' in postgres_dsn else '?'}application_name={quote(name)}"
+    with open_storage(target, schema=schema) as store:
+        for _ in range(20):
+            assert len(store.query(A >= 0, limit=20)) == 20
+    before = _when_gone(postgres_connection, name, read, schema)
+    with open_storage(target, schema=schema) as store:
+        for _ in range(20):
+            assert len(store.query(A >= 0, limit=20)) == 20
+        for _ in range(20):
+            assert len(store.query(A >= ENTRIES - 10, limit=20)) == 10
+            assert store.count(A >= ENTRIES - 10) == 10
+    # What the counts of entries have read that belong to advice is among it, too.
+    assert _when_gone(postgres_connection, name, read, schema) - before < 10 * ENTRIES
+
+
+def _when_gone(connection: Connection, name: str, sql: Any, schema: str) -> int:
+    """A server's process tells what it has read when it ends, and is seen until then."""
+    deadline = time.monotonic() + 30
+    while (
+        connection.execute("SELECT FROM pg_stat_activity WHERE application_name = %s", (name,)).fetchone() is not None
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ((found,),) = connection.execute(sql, (schema,)).fetchall()
+    return int(found)
+
+
 # ---- pages
 
 
@@ -174,9 +212,8 @@ class Made:
         return self._cursor.execute(sql, values).fetchall()  # type: ignore[no-any-return]
 
     def create(self, index: IndexRow) -> None:
-        from mycelia_storage.engines.postgres.indexes import index_sql
-
-        self._cursor.execute(index_sql(index, self._schema))
+        for statement in (index_sql(index, self._schema), *statistics_sql(index, self._schema)):
+            self._cursor.execute(statement)
         self._cursor.execute(f"ANALYZE {self._schema}.entries")
 
     def positions(self, query: Query) -> list[Position]:
@@ -200,6 +237,31 @@ def _rows_read(node: dict[str, Any]) -> float:
     if node.get("Relation Name") == "entries":
         here = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
     return here + sum(map(_rows_read, node.get("Plans", ())))
+
+
+def test_pages_are_exact_where_an_index_is_not_on_postgres(
+    postgres_dsn: str, new_postgres_schema: Callable[[], str]
+) -> None:
+    """It has only the beginnings of texts, and has what is missing at the wrong end."""
+    chooser = random.Random(7)
+    ends = ("", "a", "b", "a" * 50, "\U0001f600")
+    values = {
+        f"key{number:02}": {
+            **({"s": "x" * chooser.choice((78, 79, 80, 81)) + chooser.choice(ends)} if number % 5 else {}),
+            **({"n": number % 3} if number % 4 else {}),
+        }
+        for number in range(60)
+    }
+    with open_storage("memory:") as memory, open_storage(postgres_dsn, schema=new_postgres_schema()) as store:
+        for fields in (["s"], ["n", "s"], ["s", "n"]):
+            store.create_index(*fields)
+        for filled in (memory, store):
+            filled.set_many(values)
+        for sort in (["s"], ["-s"], ["n", "s"], ["n", "-s"], ["-n", "-s"], ["-s", "n"], ["s", "-n"], ["-s", "-n"]):
+            expected = memory.query(sort=sort).keys()
+            for size in (3, 20):
+                pages = store.pages(sort=sort, page_size=size)
+                assert [entry.key for page in pages for entry in page] == expected, (sort, size)
 
 
 # ---- indexes and long values

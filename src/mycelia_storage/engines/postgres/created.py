@@ -21,6 +21,7 @@ from mycelia_storage.engines.postgres.indexes import (
     owned_error,
     owner_sql,
     refused_error,
+    statistics_sql,
 )
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 
@@ -54,7 +55,8 @@ def create(cursor: Cursor, schema: str, index: IndexRow) -> None:
         raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
     bound = (index.name, index.namespace, fields_text(index.fields), index.is_unique, index.created_at)
     cursor.execute(ADD.format(s=schema), bound)
-    cursor.execute(index_sql(index, schema))
+    for statement in (index_sql(index, schema), *statistics_sql(index, schema)):
+        cursor.execute(statement)
     cursor.execute(ANALYZE.format(s=schema))
 
 
@@ -62,7 +64,8 @@ def drop(cursor: Cursor, schema: str, name: str) -> bool:
     """Remove it, in a transaction; False where there is none."""
     if cursor.execute(REMOVE.format(s=schema), (name,)).fetchone() is None:
         return False
-    cursor.execute(drop_sql(name, schema))
+    for statement in drop_sql(name, schema):
+        cursor.execute(statement)
     return True
 
 

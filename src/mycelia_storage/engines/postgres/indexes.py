@@ -96,9 +96,32 @@ def index_sql(index: IndexRow, schema: str) -> str:
     return f"CREATE {kind} {sql_name(index.name)} ON {schema}.entries ({', '.join(columns)}){where}"
 
 
-def drop_sql(name: str, schema: str) -> str:
-    """The statement that removes an index."""
-    return f"DROP INDEX {schema}.{sql_name(name)}"
+def statistics_sql(index: IndexRow, schema: str) -> list[str]:
+    """The statements that have the planner know the values of an index.
+
+    Those of a partial index it leaves out of account, and takes every range for a small one.
+    """
+    if index.namespace is None:
+        return []
+    places = [FieldSQL(key.path, is_definition=True) for key in index.fields[:MAX_FIELDS_WITH_TEXT]]
+    terms = [term for place in places if place.is_json for term in place.terms]
+    names = _statistics(index.name, schema)
+    return [
+        f"CREATE STATISTICS {name} ON ({term}) FROM {schema}.entries" for name, term in zip(names, terms, strict=False)
+    ]
+
+
+def drop_sql(name: str, schema: str) -> list[str]:
+    """The statements that remove an index and what belongs to it."""
+    return [
+        f"DROP INDEX {schema}.{sql_name(name)}",
+        f"DROP STATISTICS IF EXISTS {', '.join(_statistics(name, schema))}",
+    ]
+
+
+def _statistics(name: str, schema: str) -> list[str]:
+    """The names for as many as there may be: two for each field."""
+    return [f"{schema}.{sql_name(name)}_{number}" for number in range(2 * MAX_FIELDS_WITH_TEXT)]
 
 
 def _is_scalar(place: FieldSQL) -> str:

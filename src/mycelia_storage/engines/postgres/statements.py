@@ -258,13 +258,13 @@ class Statements(WholeRows):
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         statement = self._statement(namespace, query, now)
         text = statement.find()
-        found = self._run.read(lambda cursor: cursor.execute(text, statement.values).fetchall())
+        found = self._run.read(lambda cursor: _planned(cursor, text, statement.values).fetchall())
         return list(map(Row._make, found))
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
         statement = self._statement(namespace, Query(filter), now)
         text = statement.count()
-        (count,) = self._run.read(lambda cursor: cursor.execute(text, statement.values).fetchone()) or (0,)
+        (count,) = self._run.read(lambda cursor: _planned(cursor, text, statement.values).fetchone()) or (0,)
         return int(count)
 
     def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
@@ -273,14 +273,14 @@ class Statements(WholeRows):
         around = _removing("{removal}", f"${last + 1}", f"${last + 2}").replace("{s}", self._texts.schema)
         text = around.replace("{removal}", removal, 1)  # last, since it holds what somebody wrote
         bound = (*statement.values, now, now // 1000)
-        return self._run.write(lambda cursor: _counts(cursor.execute(text, bound)))[0]
+        return self._run.write(lambda cursor: _counts(_planned(cursor, text, bound)))[0]
 
     def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
         statement = self._statement(namespace, query, now)
         text = statement.find()
 
         def step(cursor: Cursor) -> Any:
-            return cursor.execute(f"{EXPLAIN}{text}", statement.values).fetchone()
+            return _planned(cursor, f"{EXPLAIN}{text}", statement.values).fetchone()
 
         (told,) = self._run.read(step)
         found = explained(statement, text, told, query, self.indexes())
@@ -401,3 +401,8 @@ def _counts(cursor: Cursor) -> tuple[int, int]:
 def _most(number: int | None) -> int:
     """What LIMIT and OFFSET take."""
     return _MOST if number is None else min(number, _MOST)
+
+
+def _planned(cursor: Cursor, text: str, bound: Sequence[object]) -> Cursor:
+    """Run a statement of a filter, planned for what it binds: one plan for all of that would take the wrong index."""
+    return cursor.execute(text, bound, prepare=False)
