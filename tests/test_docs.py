@@ -26,6 +26,7 @@ import pytest
 
 import mycelia_storage
 from mycelia_storage import Storage, StorageError, StorageOptions, errors
+from mycelia_storage.engines import engine, kit, plain
 from mycelia_storage.options import DEFAULT_TARGET, Options
 
 if TYPE_CHECKING:
@@ -382,6 +383,13 @@ def test_every_error_is_documented() -> None:
         assert rows[name][1] == f"`{kind.code}`"
         assert rows[name][2] == ("yes" if kind.retryable else "no")
         assert re.search(rf"\b{name}\b", tree)
+
+
+def test_the_guide_for_engines_names_every_part_of_the_kit() -> None:
+    rows = rows_of(ROOT / "docs" / "writing-an-engine.md", "name in `kit`", "what for")
+    assert {name for row in rows for name in names_in(row[0])} == set(kit.__all__)
+    for module in (kit, plain, engine):
+        assert not [name for name in module.__all__ if not hasattr(module, name)]
 
 
 def test_the_quickstart_names_every_verb() -> None:

@@ -31,7 +31,11 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_example_is_looked_at() -> None:
-    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == ["jobs", "web"]
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
+        "jobs",
+        "journal",
+        "web",
+    ]  # journal: test_example_engine.py
 
 
 def test_several_processes_do_every_job_once(tmp_path: Path) -> None:

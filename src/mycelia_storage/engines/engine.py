@@ -23,14 +23,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from mycelia_storage.checking import Findings
+from mycelia_storage.entries import CopyProgress
+from mycelia_storage.filters import Filter, SortKey
+from mycelia_storage.keys import KeyRange
+from mycelia_storage.matching import Position
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mycelia_storage.checking import Findings
-    from mycelia_storage.entries import CopyProgress
-    from mycelia_storage.filters import Filter, SortKey
-    from mycelia_storage.keys import KeyRange
-    from mycelia_storage.matching import Position
+# What a writer of another engine may rely on; see docs/writing-an-engine.md.
+__all__ = [
+    "CopyProgress",
+    "Engine",
+    "EngineStatus",
+    "Filter",
+    "Findings",
+    "IndexRow",
+    "Isolation",
+    "KeyRange",
+    "Member",
+    "NamespaceRow",
+    "Newer",
+    "Outline",
+    "PlanRow",
+    "Position",
+    "Primitives",
+    "Progress",
+    "PutRow",
+    "Query",
+    "Row",
+    "Session",
+    "Snapshot",
+    "SortKey",
+    "Tally",
+]
 
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read", "snapshot", "serializable"]
 

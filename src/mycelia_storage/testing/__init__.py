@@ -1,5 +1,7 @@
 """The public contract suite: what every engine has to do, as pytest classes. Needs pytest.
 
+docs/writing-an-engine.md tells how an engine is written, tested and registered.
+
 Run by this project's tests on its own engines, and by whoever writes another engine or wraps a store:
 
     from pathlib import Path

@@ -11,13 +11,11 @@ from mycelia_storage.checking import (
     MAX_VERSION,
     Findings,
     named,
-    problem_of_entry,
     problem_of_namespace,
-    problem_of_newer,
 )
 from mycelia_storage.engines.claims import claim_of
+from mycelia_storage.engines.kit import is_live, problem_of_row
 from mycelia_storage.engines.limits import check_limit
-from mycelia_storage.engines.memory.state import State, is_live
 from mycelia_storage.errors import StorageCorruptError
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.claims import Claim
     from mycelia_storage.engines.engine import Row
-    from mycelia_storage.engines.memory.state import Table
+    from mycelia_storage.engines.memory.state import State, Table
 
 _ROWS_BETWEEN_LOOKS: Final = 1000
 
@@ -77,8 +75,7 @@ def _check_rows(name: str, table: Table, frozen: Frozen, findings: Findings, now
     for number, (key, row) in enumerate(table.rows.items()):
         if not number % _ROWS_BETWEEN_LOOKS:
             check_limit()
-        problem = problem_of_entry(name, row.key, row.value, row.metadata, row.created_at, row.updated_at)
-        problem = problem or problem_of_newer(row.version, row.expires_at)
+        problem = problem_of_row(name, row)
         if problem is None and row.key != key:
             problem = f"it stands under the key {key!r}"
         if problem is None and row.expires_at is not None and (row.expires_at, name, key) not in frozen.expiring:

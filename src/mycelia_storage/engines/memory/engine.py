@@ -9,9 +9,8 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mycelia_storage.engines import files, forking
 from mycelia_storage.engines.engine import (
@@ -22,11 +21,11 @@ from mycelia_storage.engines.engine import (
     Newer,
     Outline,
     PlanRow,
-    PutRow,
     Query,
     Row,
     Tally,
 )
+from mycelia_storage.engines.kit import AutoWrites, share_one_by_one, transact
 from mycelia_storage.engines.limits import is_hurried
 from mycelia_storage.engines.line import Line
 from mycelia_storage.engines.memory import checking
@@ -112,119 +111,75 @@ class MemorySession(View):
         self.release(savepoint)
 
 
-class MemoryAuto(View):
+class MemoryAuto(AutoWrites, View):
     """The primitives with each call a transaction of its own."""
 
     def __init__(self, engine: MemoryEngine, state: State) -> None:
-        super().__init__(state, Changes(), engine.capacity)
-        self._engine = engine
+        View.__init__(self, state, Changes(), engine.capacity)
+        AutoWrites.__init__(self, engine)
+        self._memory = engine  # whose `lock` is another one after a fork, and after the end
 
     def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().value(namespace, key)
 
     def has(self, namespace: str, key: str, now: int) -> bool:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().has(namespace, key, now)
 
     def rows(self, namespace: str, keys: Sequence[str]) -> list[Row]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().rows(namespace, keys)
 
     def keys(
         self, namespace: str, span: KeyRange, now: int, *, limit: int | None, offset: int, reverse: bool
     ) -> list[str]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().keys(namespace, span, now, limit=limit, offset=offset, reverse=reverse)
 
     def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().page(namespace, span, now, limit=limit)
 
     def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().outline(namespace, span, now, limit=limit)
 
     def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().newer(version, now, limit=limit)
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().tally(namespaces, now)
 
     def count(self, namespace: str | None, now: int) -> int:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().count(namespace, now)
 
     def namespace(self, name: str) -> NamespaceRow | None:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().namespace(name)
 
     def namespaces(self) -> list[NamespaceRow]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().namespaces()
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().find(namespace, query, now)
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().count_matching(namespace, filter, now)
 
     def plan(self, namespace: str, query: Query, now: int, extra: Sequence[IndexRow] = ()) -> PlanRow:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().plan(namespace, query, now, extra)
 
     def indexes(self) -> list[IndexRow]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().indexes()
-
-    def delete_matching(self, namespace: str, filter: Filter, now: int) -> int:
-        return self._write(lambda session: session.delete_matching(namespace, filter, self._engine.time(now)))
-
-    def create_index(self, index: IndexRow, now: int) -> None:
-        self._write(lambda session: session.create_index(index, now))
-
-    def drop_index(self, name: str) -> bool:
-        return self._write(lambda session: session.drop_index(name))
-
-    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        return self._write(lambda session: session.put(namespace, rows, self._engine.time(now)))
-
-    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
-        return self._write(lambda session: session.delete(namespace, keys, self._engine.time(now)))
-
-    def clear(self, namespace: str | None, now: int) -> int:
-        return self._write(lambda session: session.clear(namespace, self._engine.time(now)))
-
-    def purge(self, now: int, limit: int) -> int:
-        return self._write(lambda session: session.purge(self._engine.time(now), limit))
-
-    def register(self, namespace: str, metadata: str | None, now: int) -> bool:
-        return self._write(lambda session: session.register(namespace, metadata, self._engine.time(now)))
-
-    def unregister(self, namespace: str) -> None:
-        self._write(lambda session: session.unregister(namespace))
-
-    def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
-        self._write(lambda session: session.place(namespace, rows, self._engine.time(now)))
-
-    def place_namespace(self, row: NamespaceRow) -> None:
-        self._write(lambda session: session.place_namespace(row))
-
-    def raise_floor(self, version: int) -> None:
-        self._write(lambda session: session.raise_floor(version))
-
-    def _write(self, step: Callable[[Session], R]) -> R:
-        session = self._engine.begin(wait=None)
-        try:
-            result = step(session)
-            session.commit()
-        finally:
-            session.rollback()
-        return result
 
 
 class MemoryEngine:
@@ -270,21 +225,14 @@ class MemoryEngine:
             raise
 
     def share(self, members: Sequence[Member], wait: float | None = None) -> None:
-        """Each by itself: a commit costs nothing here. All together wait no longer than one would."""
-        deadline = time.monotonic() + (self._busy_timeout if wait is None else wait)
-        for member in members:
-            try:
-                result = self._run(member, max(0.0, deadline - time.monotonic()))
-            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-                member.done(error=error)
-            else:
-                member.done(result)
+        """Each by itself: a commit costs nothing here."""
+        share_one_by_one(self, members, wait, self._busy_timeout)
 
     def share_at_once(self, members: Sequence[Member]) -> bool:
         """The same, up to the first that would have to wait."""
         for member in members:
             try:
-                result = self._run(member, 0.0)
+                result: object = transact(self, member.step, wait=0.0)
             except StorageBusyError:
                 break
             except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
@@ -292,15 +240,6 @@ class MemoryEngine:
             else:
                 member.done(result)
         return False
-
-    def _run(self, member: Member, patience: float) -> Any:
-        session = self.begin(wait=patience)
-        try:
-            result = member.step(session, self.time(0))
-            session.commit()
-        finally:
-            session.rollback()
-        return result
 
     def snapshot(self) -> Snapshot:
         """The same as a transaction that reads."""

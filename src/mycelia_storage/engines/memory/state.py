@@ -14,7 +14,7 @@ from heapq import heapify, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from mycelia_storage.engines.files import ROWS_AT_ONCE, Contents
+from mycelia_storage.engines.kit import ROWS_AT_ONCE, Contents, is_live
 from mycelia_storage.engines.memory.order import Order
 from mycelia_storage.engines.memory.unique import Claims
 
@@ -276,8 +276,3 @@ def _claims(index: IndexRow, state: State) -> Claims:
             for key, row in table.rows.items():
                 claims.update(namespace, key, row)
     return claims
-
-
-def is_live(row: Row, now: int) -> bool:
-    """Whether a row has not expired."""
-    return row.expires_at is None or row.expires_at > now // 1000

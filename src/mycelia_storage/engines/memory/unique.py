@@ -8,11 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mycelia_storage.engines.claims import Claim, claim_of
-from mycelia_storage.errors import UniqueIndexError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from mycelia_storage.engines.engine import IndexRow, Row
 
 
@@ -46,20 +43,3 @@ class Claims:
         if claim is not None:
             self._claims[namespace, key] = claim
             self._owners[claim] = key
-
-
-def duplicates(index: IndexRow, namespace: str, rows: Iterable[Row]) -> list[str]:
-    """The keys of the first value that several rows have."""
-    owners: dict[Claim, list[str]] = {}
-    for row in rows:
-        claim = claim_of(index.fields, namespace, row)
-        if claim is not None:
-            owners.setdefault(claim, []).append(row.key)
-    return next((keys for keys in owners.values() if len(keys) > 1), [])
-
-
-def refusal(index: IndexRow, namespace: str, owner: str, key: str) -> UniqueIndexError:
-    """The error for a row of which another one has the value."""
-    fields = ", ".join(str(sort_key.path) for sort_key in index.fields)
-    message = f"{owner!r} in namespace {namespace!r} has the value of {fields} that {key!r} would have"
-    return UniqueIndexError(f"unique index {index.name!r}: the key {message}", index.name, key)

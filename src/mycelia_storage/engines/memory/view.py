@@ -8,27 +8,24 @@ from __future__ import annotations
 import sys
 from heapq import heappop
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from mycelia_storage.engines.claims import candidate_of, claim_of
+from mycelia_storage.engines.claims import claim_of, duplicates, duplicates_error, owned_error
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, Newer, Outline, PlanRow, PutRow, Query, Row, Tally
-from mycelia_storage.engines.limits import check_limit
+from mycelia_storage.engines.kit import check_room_for_index, is_live, matching, new_row, size_of
 from mycelia_storage.engines.memory.order import Order
-from mycelia_storage.engines.memory.state import Changes, State, is_live
-from mycelia_storage.engines.memory.unique import Claims, duplicates, refusal
+from mycelia_storage.engines.memory.unique import Claims
 from mycelia_storage.errors import CapacityError, UniqueIndexError
 from mycelia_storage.keys import matches
-from mycelia_storage.matching import compile_filter, in_order, position
+from mycelia_storage.matching import in_order, position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from mycelia_storage.engines.memory.state import Changes, State
     from mycelia_storage.filters import Filter, SortKey
     from mycelia_storage.keys import KeyRange
     from mycelia_storage.matching import Candidate, Position
-
-MAX_INDEXES: Final = 64
-_ROWS_BETWEEN_LOOKS: Final = 1000
 
 
 class View:
@@ -115,11 +112,11 @@ class View:
         return found
 
     def outline(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Outline]:
-        return [(row.key, row.version, _size(row)) for row in self.page(namespace, span, now, limit=limit)]
+        return [(row.key, row.version, size_of(row)) for row in self.page(namespace, span, now, limit=limit)]
 
     def newer(self, version: int, now: int, *, limit: int) -> list[Newer]:
         found = (
-            (name, row.key, row.version, _size(row))
+            (name, row.key, row.version, size_of(row))
             for name in sorted(self._holding())
             for row in self._all_rows(name)
             if row.version > version and is_live(row, now)
@@ -165,14 +162,7 @@ class View:
     # ---- by filters
 
     def _matching(self, namespace: str, rows: Iterable[Row], filter: Filter, now: int) -> Iterator[Candidate]:
-        test = compile_filter(filter)
-        for number, row in enumerate(rows):
-            if not number % _ROWS_BETWEEN_LOOKS:
-                check_limit()
-            if is_live(row, now):
-                candidate = candidate_of(namespace, row)
-                if test(candidate):
-                    yield candidate
+        return (candidate for _, candidate in matching(namespace, rows, filter, now))
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         first, last = query.offset, None if query.limit is None else query.offset + query.limit
@@ -227,17 +217,13 @@ class View:
 
     def create_index(self, index: IndexRow, now: int) -> None:
         self._check_open()
-        if len(self.indexes()) >= MAX_INDEXES:
-            raise CapacityError(f"the store has {MAX_INDEXES} indexes, which is the limit: each one costs every write")
+        check_room_for_index(self.indexes())
         if index.is_unique:
             self._purge_all(now)  # a value has one owner in the index, which must be none that has expired
             for name in sorted(self._holding()) if index.namespace is None else (index.namespace,):
                 keys = duplicates(index, name, self._all_rows(name))
                 if keys:
-                    shown = ", ".join(map(repr, keys[:3]))
-                    fields = ", ".join(str(key.path) for key in index.fields)
-                    message = f"these keys have the same value of {fields}: {shown} in {name!r}"
-                    raise UniqueIndexError(f"unique index {index.name!r}: {message}", index.name)
+                    raise duplicates_error(index, name, keys)
         self._changes.indexes[index.name] = index
         self._changes.claims.pop(index.name, None)
 
@@ -322,22 +308,12 @@ class View:
         owners = self._owners(namespace, row)
         for index, owner in owners:
             if is_live(owner, now):
-                raise refusal(index, namespace, owner.key, row.key)
+                raise owned_error(index, namespace, row.key, owner.key)
         self._remove(namespace, {owner.key: owner for _, owner in owners}.values(), now)
         return bool(owners)
 
     def _new_row(self, namespace: str, new: PutRow, now: int) -> Row:
-        now_ms = now // 1000
-        key, value, new_metadata, expires_at = new
-        old = self._row(namespace, key)
-        least = max(now, self._state.floor + 1, self._changes.floor + 1)
-        version = least if old is None else max(least, old.version + 1)
-        created_at, updated_at, metadata = now_ms, now_ms, new_metadata
-        if old is not None and is_live(old, now):
-            created_at = old.created_at
-            updated_at = max(old.updated_at, now_ms)
-            metadata = old.metadata if new_metadata is None else new_metadata
-        return Row(key, version, created_at, updated_at, expires_at, metadata, value)
+        return new_row(new, self._row(namespace, new[0]), max(self._state.floor, self._changes.floor), now)
 
     def _make_room(self, namespace: str, keys: Sequence[str], now: int) -> None:
         if self._capacity is None:
@@ -422,7 +398,3 @@ class View:
     def raise_floor(self, version: int) -> None:
         self._check_open()
         self._changes.floor = max(self._changes.floor, version)
-
-
-def _size(row: Row) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in (row.value, row.metadata or ""))
