@@ -262,6 +262,9 @@ class Session(View):
                 self._ended()
 
     def savepoint(self) -> int:
+        return self._point()
+
+    def _point(self) -> int:
         self._points.append((self.state.copy(), len(self._changes)))
         return len(self._points)
 
@@ -287,7 +290,7 @@ class Session(View):
 
     def _write(self, namespace: str, rows: Sequence[Callable[[], Row]], now: int) -> list[int]:
         """Write each row as it is when its turn comes, or none of them. Gives their versions."""
-        point = self.savepoint()
+        point = self._point()
         versions: list[int] = []
         try:
             for make in rows:
@@ -297,9 +300,9 @@ class Session(View):
                 self.change(_written(namespace, row))
                 versions.append(row.version)
         except BaseException:
-            self.rollback_to(point)
+            Session.rollback_to(self, point)
             raise
-        self.release(point)
+        Session.release(self, point)
         return versions
 
     def _make_way(self, namespace: str, row: Row, now: int) -> bool:

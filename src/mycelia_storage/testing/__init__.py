@@ -18,8 +18,9 @@ Run by this project's tests on its own engines, and by whoever writes another en
             return open_storage(directory / "my.db", **options)
 
 `open_store` is called with a fresh directory for each test, and with the options that the test needs: a `clock`
-that stands still above all. It has to pass them on. An engine that has no part of the contract (no transactions,
-say) takes the parts that it has one by one, as the bases of its test class, in place of `StorageContract`.
+that stands still above all. It has to pass them on. `ContractBase` has all flags that an engine may set to say that it
+does less; the suite asserts the weaker behaviour then. Its parts can also be run one by one, as the bases of a test
+class, in place of `StorageContract`.
 
 `FacetContract` is the same for the kernel's contract: a subclass says how a facet is opened.
 

@@ -5,9 +5,10 @@ Called by the parts beside it; a third party meets it through `StorageContract`.
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 import pytest
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mycelia_storage.options import StorageOptions
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class ContractBase:
@@ -36,6 +38,18 @@ class ContractBase:
     snapshots: ClassVar[bool] = True
     """A scan and a read-only transaction see one moment, whatever is written meanwhile."""
 
+    write_lock: ClassVar[bool] = True
+    """A transaction that writes keeps others that do waiting. Else the first one to commit wins.
+
+    The other one is a TransactionConflictError then, at its commit at the latest.
+    """
+
+    savepoints: ClassVar[bool] = True
+    """A transaction may have others inside. Else one that may write is a TransactionError; the outer one goes on."""
+
+    unique_indexes: ClassVar[bool] = True
+    """An index may be unique. Else making one is a ConfigError, and changes nothing."""
+
     def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
         """Open the store that lives in `directory`: the same directory, the same store (if persistent)."""
         raise NotImplementedError(f"{type(self).__name__} has to say how its store is opened: override open_store")
@@ -48,6 +62,42 @@ class ContractBase:
     def store(self, tmp_path: Path, clock: FakeClock) -> Iterator[Storage]:
         with self.open_store(tmp_path, clock=clock) as store:
             yield store
+
+
+def needs(flag: str, error: type[Exception]) -> Callable[[T], T]:
+    """Of a test, or of each test of a class: where the engine does not claim this, it has to end in this error."""
+
+    def decorate(what: T) -> T:
+        if isinstance(what, type):
+            for name, test in list(vars(what).items()):
+                if name.startswith("test_"):
+                    setattr(what, name, _needing(test, flag, error))
+            return what
+        return cast("T", _needing(cast("Callable[..., None]", what), flag, error))
+
+    return decorate
+
+
+def _needing(test: Callable[..., None], flag: str, error: type[Exception]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(self: ContractBase, *args: Any, **arguments: Any) -> None:
+        if getattr(self, flag):
+            test(self, *args, **arguments)
+        else:
+            with pytest.raises(error):
+                test(self, *args, **arguments)
+
+    return run
+
+
+class Refused:
+    """Stands for a store that could not be made ready: whatever it is asked for raises why."""
+
+    def __init__(self, why: Exception) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise self._why
 
 
 def in_another_thread(function: Callable[[], R], *, timeout: float = 30.0) -> R:

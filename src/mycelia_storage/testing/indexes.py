@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from mycelia_storage import (
     BatchError,
     CapacityError,
+    ConfigError,
     IndexExistsError,
     IndexInfo,
     IndexNotFoundError,
@@ -22,11 +23,12 @@ from mycelia_storage import (
     InvalidNamespaceError,
     InvalidValueError,
     Put,
+    TransactionError,
     UniqueIndexError,
     field,
     path,
 )
-from mycelia_storage.testing.base import ContractBase
+from mycelia_storage.testing.base import ContractBase, Refused, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,7 @@ def _names(verbs: Any) -> list[str]:
 class IndexContract(ContractBase):
     """create_index, drop_index, list_indexes."""
 
+    @needs("unique_indexes", ConfigError)
     def test_an_index_is_listed_as_it_was_made(self, store: Storage, clock: FakeClock) -> None:
         name = store.create_index("a", "-b.c[0]", field("$metadata.m").desc(), "$created_at", namespace="place")
         assert isinstance(name, str)
@@ -68,6 +71,7 @@ class IndexContract(ContractBase):
         view.drop_index("viewed")
         assert _names(store) == ["of None", "of default", "of place"]
 
+    @needs("unique_indexes", ConfigError)
     def test_an_equal_definition_changes_nothing(self, store: Storage, clock: FakeClock) -> None:
         name = store.create_index("a", "-b")
         clock.advance(1)
@@ -101,6 +105,7 @@ class IndexContract(ContractBase):
                 call()
         assert _names(store) == ["mine"]
 
+    @needs("unique_indexes", ConfigError)
     def test_no_namespace_makes_the_name_of_another_index(self, store: Storage) -> None:
         made: list[str] = []
         for namespace in ("x", "unique x", "x (unique)", "x: a", "x: 'a'", None):
@@ -112,6 +117,7 @@ class IndexContract(ContractBase):
         assert len(set(made)) == len(made)
         assert _names(store) == sorted(made)
 
+    @needs("unique_indexes", ConfigError)
     def test_the_error_for_a_taken_name_says_what_differs(self, store: Storage) -> None:
         store.create_index("a", name="plain")
         store.create_index("a", name="special", unique=True, namespace=None)
@@ -126,6 +132,7 @@ class IndexContract(ContractBase):
             with pytest.raises(IndexExistsError, match=reason):
                 call()
 
+    @needs("unique_indexes", ConfigError)
     def test_a_dropped_index_is_gone(self, store: Storage) -> None:
         name = store.create_index("a", unique=True)
         store.set("x", {"a": 1})
@@ -136,6 +143,7 @@ class IndexContract(ContractBase):
             with pytest.raises(IndexNotFoundError, match="no index"):
                 store.drop_index(missing)
 
+    @needs("unique_indexes", ConfigError)
     def test_whatever_name_an_index_gets_it_can_be_dropped_by(self, store: Storage) -> None:
         made = [
             store.create_index("a", namespace=None),
@@ -219,6 +227,8 @@ class IndexContract(ContractBase):
         store.clear_all()
         assert _names(store) == ["everywhere", "other"]
 
+    @needs("unique_indexes", ConfigError)
+    @needs("savepoints", TransactionError)
     def test_what_a_transaction_makes_is_undone_with_it(self, store: Storage) -> None:
         store.create_index("old", name="old")
         store.set_many({"x": {"n": 1}, "y": {"n": 2}})
@@ -242,6 +252,8 @@ class IndexContract(ContractBase):
         assert _names(store) == ["old"]
         store.set("z", {"n": 1})
 
+    @needs("savepoints", TransactionError)
+    @needs("unique_indexes", ConfigError)
     def test_what_a_transaction_makes_stays_when_it_commits(self, store: Storage) -> None:
         with store.transaction() as tx:
             tx.set("x", {"n": 1})
@@ -251,6 +263,7 @@ class IndexContract(ContractBase):
         with pytest.raises(UniqueIndexError):
             store.set("y", {"n": 1})
 
+    @needs("unique_indexes", ConfigError)
     def test_a_failed_index_leaves_a_transaction_as_it_was(self, store: Storage) -> None:
         with store.transaction() as tx:
             tx.set_many({"x": {"n": 1}, "y": {"n": 1}})
@@ -261,6 +274,7 @@ class IndexContract(ContractBase):
         assert store.list_keys() == ["x", "y"]
         assert store.list_indexes() == []
 
+    @needs("unique_indexes", ConfigError)
     def test_indexes_are_there_after_reopening(self, tmp_path: Path, clock: FakeClock) -> None:
         with self.open_store(tmp_path, clock=clock) as store:
             store.create_index("n", unique=True, name="unique")
@@ -275,13 +289,32 @@ class IndexContract(ContractBase):
                 store.create_index(path("x y" * 300).desc(), "$metadata.m", namespace=None)
                 assert store.list_indexes() == before
 
+    def test_a_unique_index_that_is_refused_changes_nothing(self, store: Storage) -> None:
+        if self.unique_indexes:
+            assert store.create_index("n", unique=True, name="one n") == "one n"
+            return
+        store.set_many({"a": {"n": 1}, "b": {"n": 1}})
+        with store.transaction() as tx:
+            for verbs in (tx, tx.namespace("default")):
+                with pytest.raises(ConfigError):
+                    verbs.create_index("n", unique=True)
+            tx.create_index("n")
+        assert [index.unique for index in store.list_indexes()] == [False]
+        assert store.query(N == 1).keys() == ["a", "b"]
 
+
+@needs("unique_indexes", ConfigError)
 class UniqueIndexContract(ContractBase):
     """A unique index: what is a duplicate, and that none gets in by any verb."""
 
     @pytest.fixture
     def unique(self, store: Storage) -> Storage:
-        store.create_index("n", unique=True, name="one n")
+        try:
+            store.create_index("n", unique=True, name="one n")
+        except ConfigError as error:
+            assert not self.unique_indexes
+            assert store.list_indexes() == []
+            return cast("Storage", Refused(error))
         return store
 
     @pytest.mark.parametrize("value", [1, 1.5, 2**53 + 1, -0.0, "a", "", None, True, False, "\U0001f600"], ids=repr)
@@ -383,6 +416,7 @@ class UniqueIndexContract(ContractBase):
                 unique.set_many(swap)
             assert [entry.value["n"] for entry in unique.scan()] == [0, 1, 2]
 
+    @needs("savepoints", TransactionError)
     def test_a_refused_write_leaves_a_transaction_going(self, unique: Storage) -> None:
         unique.set("a", {"n": 1})
         with unique.transaction() as tx:
@@ -473,6 +507,7 @@ class UniqueIndexContract(ContractBase):
             store.set("new", {"n": 1})
         assert store.list_keys() == ["live"]
 
+    @needs("savepoints", TransactionError)
     def test_a_refused_write_brings_nothing_expired_back(self, unique: Storage, clock: FakeClock) -> None:
         unique.set_many({"a": {"n": 1}, "b": {"n": 2}}, ttl=1)
         unique.set("stays", {"n": 3})

@@ -19,12 +19,13 @@ from mycelia_storage import (
     InvalidValueError,
     Page,
     StorageQuery,
+    TransactionError,
     field,
     match,
     path,
 )
 from mycelia_storage.filters import And, Or
-from mycelia_storage.testing.base import ContractBase
+from mycelia_storage.testing.base import ContractBase, needs
 from mycelia_storage.testing.compare import difference
 from mycelia_storage.testing.filter_cases import CASES, DOCUMENTS, in_order
 
@@ -188,6 +189,7 @@ class QueryContract(ContractBase):
         page[0].value["n"] = 2
         assert store.query(N == 1).values() == [{"n": 1, "deep": [1.0, None]}]
 
+    @needs("savepoints", TransactionError)
     def test_inside_a_transaction_its_writes_are_found(self, store: Storage) -> None:
         store.set_many({"a": {"n": 1}, "b": {"n": 2}})
         with store.transaction() as tx:

@@ -22,7 +22,7 @@ from mycelia_storage import (
     TransactionError,
     VersionConflictError,
 )
-from mycelia_storage.testing.base import ContractBase, in_another_thread, is_refused
+from mycelia_storage.testing.base import ContractBase, in_another_thread, is_refused, needs
 from mycelia_storage.testing.calls import READS, STORE_CALLS, TRANSACTION_CALLS, WRITES
 from mycelia_storage.testing.compare import difference
 
@@ -139,7 +139,11 @@ class TransactionContract(ContractBase):
             tx.set("key", 1)
             if name in {"merge", "set_metadata"}:
                 tx.set("key", {})
-            TRANSACTION_CALLS[name](tx)
+            if name == "transaction" and not self.savepoints:
+                with pytest.raises(TransactionError):
+                    TRANSACTION_CALLS[name](tx)
+            else:
+                TRANSACTION_CALLS[name](tx)
 
     def test_a_transaction_reads_its_own_writes(self, store: Storage) -> None:
         store.set_many({"a": 1, "b": 2})
@@ -268,6 +272,12 @@ class TransactionContract(ContractBase):
             with store.transaction(wait=0.05) as other:
                 other.set("a", 2)
 
+        if not self.write_lock:
+            with pytest.raises(TransactionConflictError), store.transaction() as tx:
+                tx.set("a", 1)
+                in_another_thread(second)
+            assert store.get("a") == 2
+            return
         with store.transaction() as tx:
             tx.set("a", 1)
             with pytest.raises(StorageBusyError):
@@ -343,6 +353,7 @@ class ReadOnlyTransactionContract(ContractBase):
 class NestedTransactionContract(ContractBase):
     """Transactions inside transactions."""
 
+    @needs("savepoints", TransactionError)
     def test_an_inner_block_commits_into_the_outer(self, store: Storage) -> None:
         with store.transaction() as tx:
             tx.set("a", 1)
@@ -352,6 +363,7 @@ class NestedTransactionContract(ContractBase):
             assert tx.get("b") == 2
         assert store.get_many(["a", "b"]) == {"a": 1, "b": 2}
 
+    @needs("savepoints", TransactionError)
     def test_an_inner_rollback_leaves_the_outer_as_it_was(self, store: Storage) -> None:
         with store.transaction() as tx:
             tx.set("a", 1)
@@ -366,6 +378,7 @@ class NestedTransactionContract(ContractBase):
         assert store.get_many(["a", "b", "c"]) == {"a": 1, "c": 3}
         assert store.list_namespaces() == ["default"]
 
+    @needs("savepoints", TransactionError)
     def test_an_inner_rollback_by_hand(self, store: Storage) -> None:
         with store.transaction() as tx:
             tx.set("a", 1)
@@ -377,6 +390,7 @@ class NestedTransactionContract(ContractBase):
             assert tx.get("a") == 1
         assert store.get("a") == 1
 
+    @needs("savepoints", TransactionError)
     def test_an_outer_rollback_takes_the_inner_along(self, store: Storage) -> None:
         with store.transaction() as tx:
             with tx.transaction() as inner:
@@ -384,6 +398,7 @@ class NestedTransactionContract(ContractBase):
             tx.rollback()
         assert store.count() == 0
 
+    @needs("savepoints", TransactionError)
     def test_an_inner_transaction_ends_with_its_block(self, store: Storage) -> None:
         with store.transaction() as tx:
             with tx.transaction() as inner:
@@ -393,6 +408,7 @@ class NestedTransactionContract(ContractBase):
             tx.set("b", 1)
         assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
 
+    @needs("savepoints", TransactionError)
     def test_blocks_nest_deeply(self, store: Storage) -> None:
         def nest(tx: Transaction, depth: int) -> None:
             tx.set(f"key{depth}", depth)
@@ -409,6 +425,7 @@ class NestedTransactionContract(ContractBase):
             nest(tx, 0)
         assert store.list_keys() == [f"key{depth}" for depth in range(6)]
 
+    @needs("savepoints", TransactionError)
     def test_siblings_do_not_share_a_fate(self, store: Storage) -> None:
         with store.transaction() as tx:
             for n in range(6):
@@ -418,6 +435,7 @@ class NestedTransactionContract(ContractBase):
                         inner.rollback()
         assert store.list_keys() == ["key0", "key2", "key4"]
 
+    @needs("savepoints", TransactionError)
     def test_versions_of_what_was_rolled_back_leave_nothing(self, store: Storage, clock: FakeClock) -> None:
         with store.transaction() as tx:
             with tx.transaction() as inner:
@@ -432,6 +450,19 @@ class NestedTransactionContract(ContractBase):
             with pytest.raises(StorageReadOnlyError):
                 inner.set("a", 1)
         assert store.count() == 0
+
+    def test_a_transaction_goes_on_where_none_can_be_inside(self, store: Storage) -> None:
+        with store.transaction() as tx:
+            tx.set("a", 1)
+            if self.savepoints:
+                with tx.transaction() as inner:
+                    inner.set("b", 1)
+            else:
+                with pytest.raises(TransactionError):
+                    tx.transaction().__enter__()
+                tx.set("b", 1)
+            tx.set("c", 1)
+        assert store.list_keys() == ["a", "b", "c"]
 
 
 class RunTransactionContract(ContractBase):
