@@ -105,7 +105,9 @@ def test_of_awaited_stores_too(mine: Site) -> None:
     assert asyncio.run(main()) == "mine"
 
 
-def test_no_option_shows_what_may_be_a_secret(mine: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_option_shows_what_may_be_a_secret(
+    mine: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"mine://user:{PASSWORD}@host/db"
     with opened(url, engine_options={"token": PASSWORD}) as store:
         shown = [
@@ -118,7 +120,8 @@ def test_no_option_shows_what_may_be_a_secret(mine: Site, capsys: pytest.Capture
     assert "token" in shown[0]
     from mycelia_storage.cli import main
 
-    assert main(["--store", url, "doctor"]) == 0
+    monkeypatch.setenv("MYCELIA_STORAGE", url)
+    assert main(["doctor"]) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert (settings["backend"], settings["dsn"]) == ("mine", "given")
     assert PASSWORD not in repr((shown, settings))
