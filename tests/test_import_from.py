@@ -454,6 +454,19 @@ def test_the_same_key_twice_is_held_against_the_first(any_store: Storage, source
     assert any_store.get("1") == {"a": 1}
 
 
+def test_tables_with_other_keys_do_not_share_a_batch(memory_store: Storage, source: Path) -> None:
+    import_from(memory_store, "tinydb", tinydb(source, {"a": {"1": {}}, "b": {"2": {}}, "_default": {"3": {}}}))
+    assert [list(values(memory_store, name)) for name in ("a", "b", "default")] == [["1"], ["2"], ["3"]]
+
+
+def test_what_differs_by_type_or_expiry_alone_is_not_the_same(any_store: Storage, source: Path) -> None:
+    path = tinydb(source, {"_default": {"1": 1, "2": 1.0, "3": True, "4": 4}})
+    any_store.set_many({"1": 1.0, "2": 1, "3": 1})
+    any_store.set("4", 4, ttl=60)
+    report = take(any_store, "tinydb", path)
+    assert (report.unchanged, report.failed) == (0, 4)
+
+
 def test_large_documents_are_not_gathered(memory_store: Storage, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "_MAX_BATCH", 16_000)
     path = tinydb(source, {"_default": {str(number): "x" * 3_000 for number in range(12)}})
