@@ -118,6 +118,12 @@ def check_duration(name: str, value: object, *, least: float = 0.0) -> float:
     return float(seconds)
 
 
+def check_function(name: str, function: object) -> None:
+    """Something that can be called."""
+    if not callable(function):
+        raise InvalidValueError(f"{name}: a function is needed, not {type(function).__name__}")
+
+
 def check_progress(progress: object) -> None:
     """A function to tell how far something is, or None."""
     if progress is not None and not callable(progress):

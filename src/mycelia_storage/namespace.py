@@ -25,7 +25,7 @@ from typing import (
 
 import msgspec
 
-from mycelia_storage.arguments import KEEP, MISSING, Keep, Missing
+from mycelia_storage.arguments import KEEP, MISSING, Keep, Missing, check_function
 from mycelia_storage.codec import Unfit, check, show_path
 from mycelia_storage.documents import merge_patch
 from mycelia_storage.entries import Entry, IndexInfo, LoadReport, NamespaceInfo, Plan, Put
@@ -254,6 +254,8 @@ class Namespace(Generic[T]):
 
         A document with members that the type does not know is a ValueTypeError, since writing it would drop them.
         """
+
+        check_function("function", function)
 
         def change(value: Any) -> object:
             taken = self._take_in(value, key)

@@ -12,7 +12,7 @@ from collections import deque
 from inspect import iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
-from mycelia_storage.arguments import check_progress, check_whole
+from mycelia_storage.arguments import check_function, check_progress, check_whole
 from mycelia_storage.checking import Findings
 from mycelia_storage.engines.engine import Member
 from mycelia_storage.engines.registry import open_engine
@@ -166,6 +166,7 @@ class Storage(Verbs):
         raised. Any other error is raised at once. The function may run several times, so what it does besides has to
         bear that.
         """
+        check_function("function", function)
         retries = Retries(attempts, deadline)
         while True:
             try:
@@ -270,7 +271,7 @@ class Storage(Verbs):
         """
         self._writing()
         if to is not None:
-            check_whole("to", to, least=0)
+            to = check_whole("to", to, least=0)
         self._engine.migrate(to)
 
     def close(self) -> None:

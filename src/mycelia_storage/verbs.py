@@ -21,6 +21,7 @@ from mycelia_storage.arguments import (
     KEEP,
     MISSING,
     Keep,
+    check_function,
     check_if_version,
     check_one_of,
     check_progress,
@@ -172,6 +173,7 @@ class Verbs(Finding):
         None or what is not JSON, and whatever the function raises. Nothing is written then.
         """
         namespace, key = check_namespace(namespace), check_key(key)
+        check_function("function", function)
         start = None if default is MISSING else encode(default, self._max_value_bytes)
         lasting, expected = ttl_or_keep(ttl), check_if_version(if_version)
 

@@ -18,6 +18,7 @@ from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.threads import Threads, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
 from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
+from mycelia_storage.arguments import check_function
 from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import StorageClosedError
 from mycelia_storage.options import DEFAULT_TARGET
@@ -194,6 +195,7 @@ class AsyncStorage(AsyncVerbs):
 
         See `Storage.run_transaction`. The function may run several times, so what it does besides has to bear that.
         """
+        check_function("function", function)
         retries = Retries(attempts, deadline)
         while True:
             try:

@@ -134,7 +134,7 @@ def _sync(path: str) -> None:
 def _is_same(path: str, other: str) -> bool:
     try:
         return os.path.samefile(path, other)
-    except FileNotFoundError:
+    except OSError:  # there is none, or none that could be opened either, which tells more of it
         return False
 
 
