@@ -26,8 +26,11 @@ from mycelia_storage import (
     open_storage,
 )
 from mycelia_storage.engines.sqlite import connection, engine
+from mycelia_storage.sharing import Call
+from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SHORT, LONG = 300, 20_000
@@ -123,6 +126,61 @@ def test_statistics_that_are_damaged_later_end_no_transaction_silently(
             list(store.scan())
         with pytest.raises(StorageCorruptError), store.transaction(read_only=True) as tx:
             tx.get("key:0001")
+
+
+CHANGES_TABLES = """
+import sys
+from mycelia_storage import open_storage
+with open_storage(sys.argv[1]) as store:
+    store.create_index("later", name="later")
+    store.optimize()
+"""
+
+
+class UndoError(Exception):
+    """Ends a transaction that is not to be."""
+
+
+def undo(store: Storage) -> None:
+    with store.transaction() as tx:
+        tx.set("a", 1)
+        tx.set("b", 1)
+        raise UndoError
+
+
+def do_two(store: Storage) -> None:
+    with store.transaction() as tx:
+        tx.set("a", 1)
+        tx.set("b", 1)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        do_two,
+        undo,
+        lambda store: store.set_many({"a": 1, "b": 1}),
+        lambda store: store._share([Call(lambda verbs: [Verbs.set(verbs, key, 1) for key in "ab"])]),
+        lambda store: store.migrate(to=1),  # which is refused, for there are indexes
+    ],
+    ids=["transaction", "rollback", "set_many", "shared commit", "migrate"],
+)
+def test_statistics_that_are_damaged_later_leave_no_half_of_a_transaction(
+    guarded: tuple[Path, bytes, dict[tuple[str, str], Any]], write: Callable[[Storage], object]
+) -> None:
+    """SQLite reads them with the first statement after another process has changed the tables, and ends all of it."""
+    path, _, _ = guarded
+    with open_storage(path) as store:
+        store.set("warm", 1)
+        store.optimize()
+        run(CHANGES_TABLES, path)
+        run(FLIP, path, statistics_bit(path))
+        with contextlib.suppress(StorageCorruptError, UndoError):
+            write(store)
+        with contextlib.closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as raw:
+            found = raw.execute("SELECT count(*) FROM storage_entries WHERE key IN ('a', 'b')").get
+            assert raw.execute("SELECT max(version) FROM schema_version").get == 2
+        assert found in ((0,) if write in (do_two, undo) else (0, 2))
 
 
 def test_without_checksums_most_flipped_bits_are_not_seen(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mycelia_storage.engines.limits import is_over
 from mycelia_storage.engines.line import Ticket, served
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
 from mycelia_storage.engines.sqlite.lending import SharedStatements
-from mycelia_storage.engines.sqlite.trust import BEGIN_TO_WRITE
+from mycelia_storage.engines.sqlite.trust import begin_to_write
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class SharedCommits:
         try:
             try:
                 writer.synchronize(durable=durable)
-                writer.cursor.execute(BEGIN_TO_WRITE)
+                begin_to_write(writer.connection, writer.cursor)
             except DRIVER_ERRORS as error:  # those behind have their own time to wait
                 _fail(members, writer.failure_of_members(error, committing=False))
                 return
@@ -198,7 +198,7 @@ class SharedCommits:
         try:
             writer.wake()
             writer.trust.require(writer.connection)
-            writer.cursor.execute(BEGIN_TO_WRITE)
+            begin_to_write(writer.connection, writer.cursor)
             member.result = member.step(self._shared, writer.time())
             is_committing = True
             self._committing = (member,)

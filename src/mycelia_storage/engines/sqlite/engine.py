@@ -42,7 +42,7 @@ from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
 from mycelia_storage.engines.sqlite.telling import Teller
-from mycelia_storage.engines.sqlite.trust import BEGIN_TO_WRITE, COMMIT
+from mycelia_storage.engines.sqlite.trust import COMMIT, begin_to_write
 from mycelia_storage.engines.sqlite.writer import Writer
 from mycelia_storage.errors import (
     ConfigError,
@@ -181,7 +181,7 @@ class SQLiteEngine:
         set, which writes a first page and cannot be done inside a transaction.
         """
         try:
-            connection.execute(BEGIN_TO_WRITE)
+            begin_to_write(connection)
         except apsw.NotADBError:
             return False  # it is encrypted by now, and not with this connection's salt
         try:
@@ -472,7 +472,7 @@ class SQLiteEngine:
 
     def _migrate(self, connection: apsw.Connection, target: int, commit: Callable[[], object] | None = None) -> None:
         """What has to be done is decided under the file's lock: another process may have been here first."""
-        connection.execute(BEGIN_TO_WRITE)
+        begin_to_write(connection)
         try:
             self._bring_to(connection, target)
             if commit is None:

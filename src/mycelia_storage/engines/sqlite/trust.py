@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
+LOOK: Final = "SELECT 1 FROM sqlite_schema LIMIT 1"
 COMMIT: Final = "COMMIT"
 
 LOG: Final = logging.getLogger("mycelia_storage")
@@ -110,6 +111,24 @@ class Trust:
                 raise error from None
 
 
+def begin_to_write(connection: apsw.Connection, cursor: apsw.Cursor | None = None) -> None:
+    """Begin a transaction of several statements, with the lock on the file; with a cursor at hand it is quicker.
+
+    Where another process has changed the tables, the first statement reads the schema anew, and with it the planner's
+    statistics. Where these cannot be read, SQLite ends the transaction without a word, and goes on: what came then
+    would be committed statement by statement. So the first one changes nothing.
+    """
+    run = connection if cursor is None else cursor
+    run.execute(BEGIN_TO_WRITE)
+    try:
+        run.execute(LOOK).fetchall()
+    except DRIVER_ERRORS:
+        roll_back(connection)
+        raise
+    if not connection.in_transaction:
+        raise apsw.exception_for(apsw.SQLITE_CORRUPT)
+
+
 def settle(connection: apsw.Connection, options: Options) -> None:
     """Make certain that a commit which failed has not happened, whatever of it has come to the disk.
 
@@ -118,7 +137,7 @@ def settle(connection: apsw.Connection, options: Options) -> None:
     """
     if options.synchronous != "OFF":
         connection.execute(f"PRAGMA synchronous={'FULL' if options.wal_mode else 'EXTRA'}")
-    connection.execute(BEGIN_TO_WRITE)
+    begin_to_write(connection)
     try:
         connection.pragma("user_version", connection.pragma("user_version"))
         connection.execute(COMMIT)

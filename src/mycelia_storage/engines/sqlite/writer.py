@@ -31,11 +31,11 @@ from mycelia_storage.engines.sqlite.failures import (
 from mycelia_storage.engines.sqlite.indexes import has_outgrown_statistics, refresh_is_due, refresh_statistics
 from mycelia_storage.engines.sqlite.trust import (
     ANOTHER_TIME,
-    BEGIN_TO_WRITE,
     COMMIT,
     COMMIT_IN_DOUBT,
     DISK_IN_DOUBT,
     Trust,
+    begin_to_write,
     settle,
 )
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError, StorageIOError
@@ -154,7 +154,7 @@ class Writer:
         self.lock(None)
         committing = False
         try:
-            self.connection.execute(BEGIN_TO_WRITE)
+            begin_to_write(self.connection)
             yield self.connection
             committing = True
             self.commit()
@@ -173,7 +173,7 @@ class Writer:
         self.holder = threading.get_ident()
         try:
             self.synchronize(durable=durable)
-            self.connection.execute(BEGIN_TO_WRITE)
+            begin_to_write(self.connection)
         except BaseException as error:
             self.roll_back()
             self.end()
@@ -327,7 +327,7 @@ class Writer:
     def _refresh_statistics(self) -> None:
         if refresh_is_due(self.connection):
             self.patience.timeout = 0.0
-            self.connection.execute(BEGIN_TO_WRITE)
+            begin_to_write(self.connection)
             refresh_statistics(self.connection)
             self.commit()
 
