@@ -96,7 +96,7 @@ class SharedCommits:
         writer.synchronize(durable=False)
         writer.connection.set_progress_handler(is_over, _STEPS_IN_A_HURRY)
         try:
-            writer.cursor.execute(BEGIN_TO_WRITE)
+            begin_to_write(writer.connection, writer.cursor)
             self._run_together(members, is_hurried=True)
         except BaseException:
             self._give_up()
