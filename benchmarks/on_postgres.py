@@ -163,6 +163,7 @@ def _turn(operation: str, sides: dict[str, _Side], measured: OnPostgres, documen
     for name in ("ours", "by_hand") if first else ("by_hand", "ours"):
         call = getattr(sides[name], operation)
         started = time.perf_counter()
+        answer = None
         for number in range(calls):
             answer = call(number)
         seconds = time.perf_counter() - started

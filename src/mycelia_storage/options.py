@@ -121,8 +121,9 @@ _DURATIONS: Final = ("busy_timeout", "transaction_timeout", "connect_timeout", "
 # to them, refuses them. (What only tunes an engine is no harm to another one.)
 _ONLY_FOR: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "capacity": (("memory",), "the memory engine"),
-    "checksums": (("sqlite",), "SQLite files"),
-    "encryption_key": (("sqlite",), "SQLite files"),
+    # (A store in memory has them for its backups. That those of a server are encrypted would be taken for more.)
+    "checksums": (("sqlite", "memory"), "SQLite files"),
+    "encryption_key": (("sqlite", "memory"), "SQLite files"),
     "dsn": (("postgresql", "registered"), "PostgreSQL and of other distributions' engines"),
     "schema": (("postgresql",), "PostgreSQL"),
     "engine_options": (("registered",), "other distributions' engines"),
