@@ -5,9 +5,13 @@ Called by every verb before it reaches an engine.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mycelia_storage.errors import InvalidKeyError, InvalidNamespaceError, InvalidValueError, StorageCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 DEFAULT_NAMESPACE: Final = "default"
 MAX_KEY_BYTES: Final = 1024
@@ -107,6 +111,17 @@ def key_range(
         else:
             low = max(low, after + "\0")
     return KeyRange(low, high, pieces)
+
+
+def without(counts: list[int], spans: Sequence[KeyRange], keys: Iterable[str]) -> list[int]:
+    """How many keys the ranges hold when these, wherever they are, are left out. The ranges are in order."""
+    lows = [span.low for span in spans]
+    for key in keys:
+        number = bisect_right(lows, key) - 1
+        if number >= 0:
+            high = spans[number].high
+            counts[number] -= high is None or key < high
+    return counts
 
 
 def behind(span: KeyRange, namespace: str, last: object) -> KeyRange:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -34,7 +35,17 @@ from mycelia_storage.errors import (
     UniqueIndexError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
-from mycelia_storage.lockstep import EVERYTHING, compare, differences, pieces, read, surplus, suspicious
+from mycelia_storage.lockstep import (
+    EVERYTHING,
+    ROWS_AT_ONCE,
+    at_once,
+    compare,
+    differences,
+    pieces,
+    read,
+    surplus,
+    suspicious,
+)
 from mycelia_storage.retries import Retries
 from mycelia_storage.storage import Storage
 
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.engine import IndexRow, Outline, Primitives, Row, Tally
     from mycelia_storage.entries import CopyStep
+    from mycelia_storage.keys import KeyRange
     from mycelia_storage.lockstep import Difference
 
 R = TypeVar("R")
@@ -115,7 +127,7 @@ def catch_up(
         if is_small:
             running.copy_deletions()
         running.finish()
-        if not is_small or not running.has_same_sums():
+        if not is_small or not running.has_same_sums_now():
             running.copy_everything()
             running.finish()
             running.compare_sums()
@@ -145,6 +157,7 @@ class _Copy:
         self._started = time.perf_counter()
         self._written = self._deleted = self._verified = 0
         self._reads_back = reads_back
+        self._is_settled = False  # the sums are the same, and nothing was written to the entries since
 
     def __enter__(self) -> Self:
         self._rows, self._end, self._now = self._source._start_scan()
@@ -157,7 +170,9 @@ class _Copy:
             names = self._chosen or there
             self._namespaces = [there[name] for name in sorted(names)]
             self._born = there[DEFAULT_NAMESPACE]
-            self._sums = self._rows().tally(self._chosen, self._now)
+            self._sums, self._held = at_once(
+                partial(self._rows().tally, self._chosen, self._now), partial(self._there().tally, None, self._now)
+            )
         except BaseException:
             self._end()
             raise
@@ -194,8 +209,7 @@ class _Copy:
 
     def look(self, *, resume: bool, needs_copy: bool) -> int:
         """Raise CopyTargetError where it may not be written to; gives its floor."""
-        there = self._there()
-        sums = there.tally(None, self._now)
+        there, sums = self._there(), self._held
         self._is_empty = not sums.entries
         self._floor, self._holds_expired = sums.floor, self._is_empty and sums.greatest > 0
         held = f"the target holds {sums.entries:,} entries"
@@ -263,12 +277,30 @@ class _Copy:
 
     def copy_deletions(self) -> None:
         """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
+        self._is_settled = self.has_same_sums()
+        if self._is_settled:
+            return
+        by_target = self._target._engine.reads_at_once and not self._source._engine.reads_at_once
+        is_only = len(self._namespaces) == 1
         for namespace in self._namespaces:
             name = namespace.name
-            if self._rows().count(name, self._now) != self._there().count(name, self._now):
-                for span in suspicious(self._rows, self._there, name, self._now):
-                    for gone in surplus(self._rows, self._there, name, span, self._now):
-                        self._write(name, (), gone)
+            if is_only or self._rows().count(name, self._now) != self._there().count(name, self._now):
+                spans = suspicious(self._rows, self._there, name, self._now, by_target=by_target)
+                self._remove(name, (keys for span in spans for keys in self._surplus(name, span)))
+
+    def _surplus(self, namespace: str, span: KeyRange) -> Iterator[list[str]]:
+        return surplus(self._rows, self._there, namespace, span, self._now)
+
+    def _remove(self, namespace: str, found: Iterator[list[str]]) -> None:
+        """A transaction waits for the disk, so that many keys share one."""
+        gone: list[str] = []
+        for keys in found:
+            gone += keys
+            if len(gone) >= ROWS_AT_ONCE:
+                self._write(namespace, (), gone)
+                gone = []
+        if gone:
+            self._write(namespace, (), gone)
 
     def _apply(self, namespace: str, difference: Difference) -> None:
         is_whole = len(difference.stale) == difference.entries
@@ -408,15 +440,19 @@ class _Copy:
 
     def has_same_sums(self) -> bool:
         """Whether both sides have the same number of entries, and the same sum of their versions."""
-        if _same_sums(self._there().tally(self._chosen, self._now), self._sums):
+        return _same_sums(self._there().tally(self._chosen, self._now), self._sums)
+
+    def has_same_sums_now(self) -> bool:
+        """The same in the end, when something may have expired meanwhile, and was removed."""
+        if self._is_settled or self.has_same_sums():
             return True
-        with self._target_state() as there:  # something may have expired, and was removed
+        with self._target_state() as there:
             ours, theirs = self._rows().tally(self._chosen, self._now), there().tally(self._chosen, self._now)
             return _same_sums(ours, theirs)
 
     def compare_sums(self) -> None:
         """Raise CopyMismatchError where that is not so, naming keys."""
-        if self.has_same_sums():
+        if self.has_same_sums_now():
             return
         found = _Found()
         with self._target_state() as there:

@@ -232,6 +232,13 @@ class Primitives(Protocol):
         """
         ...
 
+    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
+        """How many live rows each range holds: in a call or two to a server, however many they are.
+
+        They are in order, do not overlap, and have no `pieces`.
+        """
+        ...
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         """The sums over some namespaces, or the whole store; `greatest` and `floor` are the whole store's."""
         ...

@@ -149,6 +149,10 @@ class MemoryAuto(AutoWrites, View):
         with self._memory.lock:
             return super().newer(version, now, limit=limit)
 
+    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
+        with self._engine.lock:
+            return super().counts(namespace, spans, now)
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         with self._memory.lock:
             return super().tally(namespaces, now)

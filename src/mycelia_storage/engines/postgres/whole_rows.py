@@ -12,6 +12,7 @@ from mycelia_storage.engines.postgres import created
 from mycelia_storage.engines.postgres.arrays import Numbers, Texts
 from mycelia_storage.engines.postgres.documents import forms_of
 from mycelia_storage.engines.postgres.failures import TakenError
+from mycelia_storage.keys import without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,12 @@ SELECT namespace, key, version, bytes FROM (
   SELECT namespace, key, version, {_BYTES} AS bytes FROM {{s}}.entries
   WHERE version > $1::bigint AND {_IS_LIVE.format(now_ms="$2")} LIMIT $3::bigint) AS newer
 ORDER BY namespace, key""",
+    # The index alone has the number of keys, where a vacuum has been; the few that have expired come by their own.
+    "counts": """
+SELECT (SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND key >= b.low AND key < b.high)
+FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS b(low, high, number) ORDER BY number""",
+    "count_from": "SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND key >= $2",
+    "expired_keys": "SELECT key FROM {s}.entries WHERE expires_at <= $1::bigint AND namespace = $2",
     "tally": f"""
 SELECT count(*) FILTER (WHERE namespace = ANY($2::text[]) AND {_IS_LIVE.format(now_ms="$1")}),
   coalesce(sum(version & 4294967295) FILTER (
@@ -95,6 +102,20 @@ class WholeRows:
         text, bound = self._sql["newer"], (version, now // 1000, limit)
         found: list[Any] = self._run.read(lambda cursor: cursor.execute(text, bound).fetchall())
         return found
+
+    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
+        ended = [span for span in spans if span.high is not None]
+        asked: list[tuple[str, Sequence[object]]] = [
+            ("counts", (namespace, [span.low for span in ended], [span.high for span in ended]))
+        ]
+        if len(ended) < len(spans):
+            asked.append(("count_from", (namespace, spans[-1].low)))
+        found = [count for name, bound in asked for (count,) in self._found(name, bound)]
+        return without(found, spans, (key for (key,) in self._found("expired_keys", (now // 1000, namespace))))
+
+    def _found(self, name: str, bound: Sequence[object]) -> list[Any]:
+        text = self._sql[name]
+        return self._run.read(lambda cursor: cursor.execute(text, bound).fetchall())
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         text = self._sql["tally_of_all" if namespaces is None else "tally"]

@@ -13,6 +13,7 @@ import orjson
 from mycelia_storage.engines.engine import Tally
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.failures import extended_code, one_state
+from mycelia_storage.keys import without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,11 @@ SELECT namespace, key, version, size FROM (
   SELECT namespace, key, version, {_SIZE} AS size FROM storage_entries NOT INDEXED
   WHERE version > ?1 AND (expires_at IS NULL OR expires_at > ?2) LIMIT ?3)
 ORDER BY namespace, key"""
+# The index on the keys alone; the few that have expired come from their own.
+COUNT_RANGE: Final = "SELECT count(*) FROM storage_entries WHERE namespace = ?1 AND key >= ?2 AND key < ?3"
+EXPIRED_KEYS: Final = """
+SELECT key FROM storage_entries INDEXED BY storage_entries_expiry
+WHERE expires_at <= ?1 AND namespace = ?2"""
 # Sums of whole versions would soon be greater than SQLite's integers. All rows, and then those that have expired, of
 # which there are few: looking at each expires_at would take a third longer.
 _SUMS: Final = "SELECT count(*), ifnull(sum(version & 0xffffffff), 0)"
@@ -75,6 +81,17 @@ class WholeRows:
         with self._lender.reading() as connection:
             found: list[Any] = connection.execute(NEWER, (version, now // 1000, limit)).fetchall()
         return found
+
+    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
+        with self._lender.reading() as connection, one_state(connection):
+            found: list[int] = [
+                connection.execute(
+                    COUNT_RANGE, (namespace, span.low, NO_UPPER_END if span.high is None else span.high)
+                ).get
+                for span in spans
+            ]
+            expired: list[Any] = connection.execute(EXPIRED_KEYS, (now // 1000, namespace)).fetchall()
+        return without(found, spans, (key for (key,) in expired))
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         with self._lender.reading() as connection, one_state(connection):
