@@ -1,13 +1,14 @@
 """How fast a store is copied into another one, how long the pause of the switch is, and whether memory stays flat.
 
 Called by `__main__` for `--moving`. The source is a SQLite file of small entries, whose keys were written in an order
-that is not their own, as an application writes them. The target is a new SQLite file, and a schema of a PostgreSQL
-server where `MYCELIA_BENCH_POSTGRES` names one. Memory is that of the command line, in a process of its own.
+that is not their own, as an application writes them. The target is a new SQLite file, and where its programs
+are found a PostgreSQL server that waits for the disk. Memory is that of the command line, in a process of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import subprocess
@@ -20,14 +21,15 @@ import orjson
 
 from benchmarks.workload import make_workload
 from mycelia_storage import catch_up, copy, open_storage
+from mycelia_storage.testing.postgres_server import PostgresNotFoundError, PostgresServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mycelia_storage import CopyReport, Storage
 
-POSTGRES: Final = "MYCELIA_BENCH_POSTGRES"
+_KEEPING: Final = {"fsync": True, "full_page_writes": True, "synchronous_commit": True, "autovacuum": True}
 CHANGES: Final = 1_000
 _PART: Final = 8
 _BATCH: Final = 10_000
@@ -72,19 +74,35 @@ def measure_moving(entries: int, directory: Path, tell: Callable[[str], None]) -
     _fill(small, max(1, entries // _PART))
     _fill(large, entries)
     peaks = [(count, _peak(file, directory)) for file, count in ((small, max(1, entries // _PART)), (large, entries))]
-    targets = [str(directory / "moved.db"), *filter(None, [os.environ.get(POSTGRES)])]
     legs: list[Leg] = []
-    for target in targets:
-        with open_storage(large) as source, open_storage(target) as there:
-            leg = Leg(there.get_status().backend, source.count())
-            tell(f"copying into {leg.target}")
-            _measure(source, there, leg)
-            legs.append(leg)
-            tell("removing it")
-            there.clear_all()
+    with _server(tell) as server:
+        for target in [str(directory / "moved.db"), *([] if server is None else [server.dsn()])]:
+            with open_storage(large) as source, open_storage(target) as there:
+                leg = Leg(there.get_status().backend, source.count())
+                tell(f"copying into {leg.target}")
+                _measure(source, there, leg)
+                legs.append(leg)
     for file in (small, large, directory / "moved.db"):
         file.unlink()
     return Moving(legs, peaks)
+
+
+@contextlib.contextmanager
+def _server(tell: Callable[[str], None]) -> Iterator[PostgresServer | None]:
+    """A server for as long as the block takes, where there is one to start."""
+    if importlib.util.find_spec("psycopg") is None:
+        tell("moving to PostgreSQL: left out (psycopg not installed)")
+        yield None
+        return
+    try:
+        server = PostgresServer(settings=_KEEPING)
+        server.start()
+    except PostgresNotFoundError:
+        tell("moving to PostgreSQL: left out (no server installed)")
+        yield None
+        return
+    with contextlib.closing(server):
+        yield server
 
 
 def _key(number: int) -> str:

@@ -669,6 +669,24 @@ def test_memory_is_bounded_by_bytes_and_not_by_entries(
     assert 800 < second <= 1000
 
 
+def test_the_last_commit_waits_for_the_disk(stores: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = stores
+    fill(source)
+    begin, durable = target._engine.begin, list[bool]()
+
+    def noted(**options: Any) -> Any:
+        durable.append(options["durable"])
+        return begin(**options)
+
+    monkeypatch.setattr(target._engine, "begin", noted)
+    copy(source, target)
+    source.set("key 001", 1)
+    for bring in (copy, catch_up):
+        bring(source, target)
+        assert durable[-1], "and all before it, in the -wal of one file"
+        durable.clear()
+
+
 def test_progress_tells_each_step(stores: tuple[Storage, Storage], small_steps: None) -> None:
     source, target = stores
     fill(source)
