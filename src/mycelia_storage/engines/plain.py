@@ -180,6 +180,10 @@ class View:
         rows = ((name, row) for name in sorted(self.state.rows) for row in self.ordered(name, now))
         return [(name, row.key, row.version, kit.size_of(row)) for name, row in rows if row.version > version][:limit]
 
+    def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
+        rows = self.ordered(namespace, now)
+        return [sum(1 for row in rows if kit.is_in_range(span, row.key)) for span in spans]
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         state = self.state
         names = state.rows if namespaces is None else set(namespaces)

@@ -150,7 +150,7 @@ class MemoryAuto(AutoWrites, View):
             return super().newer(version, now, limit=limit)
 
     def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
-        with self._engine.lock:
+        with self._memory.lock:
             return super().counts(namespace, spans, now)
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
