@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import gc
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 import pytest
@@ -32,9 +33,12 @@ from mycelia_storage import (
     TransactionConflictError,
     UniqueIndexError,
     field,
+    open_async_storage,
     open_storage,
 )
 from mycelia_storage.cli.doctor_server import findings_on_server
+from mycelia_storage.engines.postgres.clock import ServerClock
+from mycelia_storage.testing.postgres_server import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -215,6 +219,42 @@ def test_a_conflict_in_the_commit_runs_the_verb_again_and_not_the_callers_transa
     with pytest.raises(TransactionConflictError):
         comes_late()
     assert store.get("a") == 20
+
+
+def test_no_version_is_given_twice_beside_a_removal(postgres_dsn: str, postgres_schema: str) -> None:
+    """A `set` that waits for a transaction which removes the entry has to know of the version that went."""
+    with open_storage(postgres_dsn, schema=postgres_schema, clock=lambda: 1_700_000_000.0) as store:
+        seen = {store.set("k", n) for n in range(5)}
+        with store.transaction() as tx:
+            tx.delete("k")
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(store.set, "k", "new")
+                await_lock(store)
+                tx.set("other", 1)
+                tx.__exit__(None, None, None)
+                assert waiting.result(30) not in seen
+
+
+def await_lock(store: Storage) -> None:
+    """Until some statement waits for a lock."""
+    waits = "select 1 from pg_locks where not granted"
+    engine: Any = store._engine
+    while engine.auto.read(lambda cursor: cursor.execute(waits).fetchone()) is None:
+        pass
+
+
+@pytest.mark.parametrize("removes", ["delete", "clear"])
+def test_a_removal_beside_a_change_removes_what_every_state_had(store: Storage, removes: str) -> None:
+    store.set("k", 1)
+    with store.transaction() as tx:
+        tx.take("k")
+        tx.set("k", 2)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: store.delete("k") if removes == "delete" else store.clear())
+            await_lock(store)
+            tx.__exit__(None, None, None)
+            assert waiting.result(30) == 1
+    assert store.list_keys() == []
 
 
 # ---- what ends a transaction, and what does not
@@ -571,6 +611,61 @@ def test_a_restore_that_is_cancelled_leaves_the_old_state(store: Storage, tmp_pa
     store.set("goes on", 1)
 
 
+# ---- what the surroundings say
+
+
+@pytest.mark.parametrize("encoding", ["latin1", "sql_ascii"])
+def test_texts_stay_what_they_are_whatever_encoding_a_client_is_told(
+    postgres_dsn: str, postgres_schema: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"ä": "äöü", "€": "€ 😀"}
+    monkeypatch.setenv("PGCLIENTENCODING", encoding)
+    with open_storage(postgres_dsn, schema=postgres_schema) as store:
+        store.set_many(texts)
+        store.set("one", "€")
+    with open_storage(postgres_dsn, schema=postgres_schema) as store:
+        assert store.get_many(texts) == texts
+        assert store.get("one") == "€"
+
+
+def test_a_slow_answer_of_the_server_moves_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow:
+        def __init__(self, seconds_on_the_way: float, ahead: float = 0.0) -> None:
+            self.delay, self.ahead = seconds_on_the_way, ahead
+
+        def execute(self, text: str) -> Slow:
+            now[0] += self.delay / 2
+            self.answer = (1_000.0 + now[0] + self.ahead) * 1_000_000
+            now[0] += self.delay / 2
+            return self
+
+        def fetchone(self) -> tuple[int]:
+            return (round(self.answer),)
+
+    clock = ServerClock()
+    for delay, ahead, error in ((0.001, 0, 0.001), (3.0, -1.4, 0.01), (0.001, 5.0, 0.002), (2.0, 60.0, 1.1)):
+        clock.ask(cast("Any", Slow(delay, ahead)))
+        believed = 0.0 if ahead == -1.4 else ahead  # which is less than such an answer can be wrong by
+        assert clock() == pytest.approx(1_000.0 + now[0] + believed, abs=error)
+
+
+def test_writers_of_one_loop_wait_together_for_a_server_that_is_away() -> None:
+    async def main(dsn: str) -> tuple[float, set[str]]:
+        async with open_async_storage(dsn, schema="s", busy_timeout=0.5) as store:
+            server.stop()
+            started = time.monotonic()
+            results = await asyncio.gather(*(store.set(f"k{n}", n) for n in range(20)), return_exceptions=True)
+            return time.monotonic() - started, {type(result).__name__ for result in results}
+
+    with PostgresServer() as server:
+        seconds, kinds = asyncio.run(main(server.dsn()))
+    assert kinds == {"StorageUnavailableError"}
+    assert seconds < 20 * 0.5 / 2  # one wait, or a few, and not one for each
+
+
 # ---- secrets
 
 
@@ -590,6 +685,10 @@ def test_no_password_is_shown_anywhere(
     with pytest.raises(ConfigError) as refused:
         open_storage(f"postgresql://me:{secret}@host/db?nothing={secret}")
     shown += [str(refused.value), "".join(traceback.format_exception(refused.value))]
+    for torn in (f"postgresql://me:{secret}/tail@127.0.0.1:1/db", f"postgresql://me:x@{secret}@127.0.0.1:1/db"):
+        with pytest.raises(ConfigError, match="%40") as refused:
+            open_storage(torn)
+        shown += ["".join(traceback.format_exception(refused.value))]
     assert [text for text in shown if secret in text] == []
 
 

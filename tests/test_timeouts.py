@@ -19,9 +19,8 @@ from mycelia_storage import (
     field,
     open_storage,
 )
-from mycelia_storage.engines import claims
+from mycelia_storage.engines import claims, kit
 from mycelia_storage.engines.limits import Limit
-from mycelia_storage.engines.memory import view
 from mycelia_storage.engines.sqlite import connection, expressions, lending
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     monkeypatch.setattr(expressions, "_deeply_equal", equal)
     monkeypatch.setattr(connection, "STEPS_BETWEEN_LOOKS", 20)
     monkeypatch.setattr(lending, "STEPS_BETWEEN_LOOKS", 20)
-    monkeypatch.setattr(view, "candidate_of", candidate)
-    monkeypatch.setattr(view, "_ROWS_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr(kit, "candidate_of", candidate)
+    monkeypatch.setattr(kit, "_ROWS_BETWEEN_LOOKS", 1)
     return rows
 
 

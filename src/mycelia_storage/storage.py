@@ -259,8 +259,16 @@ class Storage(Verbs):
     def optimize(self) -> None:
         """Remove what has expired, and let the engine do its upkeep. Safe at any time, worth a call now and then."""
         self._writing()
-        while self._home.upkeep.remove_some(None)[0]:
-            pass
+        retries = Retries(_ATTEMPTS, _DEADLINE)
+        while True:
+            try:
+                if not self._home.upkeep.remove_some(None)[0]:
+                    break
+            except TransactionConflictError:
+                pause = retries.pause()
+                if pause is None:
+                    raise
+                time.sleep(pause)
         self._engine.optimize()
 
     def migrate(self, *, to: int | None = None) -> None:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from mycelia_storage.engines.watchdog import Watchdog
-from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
+from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, TransactionConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ class Upkeep:
             removed, seconds = self.remove_some(_PATIENCE)
             if removed:
                 later = max(_LEAST_REST, _REST_FACTOR * seconds)
-        except StorageBusyError:
+        except (StorageBusyError, TransactionConflictError):
             later = min(CLEAN_UP_EVERY, _AFTER_BUSY)
         except StorageClosedError:
             pass
@@ -84,7 +84,8 @@ class Upkeep:
         It stands in line for the lock like everybody else, `wait` seconds at most (None: `busy_timeout`), so that it
         has its turn however much is written.
         """
-        session = self._engine.begin(wait=wait)
+        # The least isolation: what is removed depends on nothing else, and other transactions are not to suffer for it.
+        session = self._engine.begin(wait=wait, isolation="read_committed")
         started = time.monotonic()
         try:
             removed = session.purge(self._now(), self._entries)

@@ -8,6 +8,7 @@ error is half the time of a round trip, and what this machine's clock gains in a
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 # So many seconds an answer counts.
 _GOOD_FOR: Final = 10.0
+# What two clocks may gain on each other, in seconds a second.
+_DRIFT: Final = 0.0005
 
 
 class ServerClock:
@@ -25,6 +28,7 @@ class ServerClock:
 
     def __init__(self) -> None:
         self._known: tuple[float, float] = (time.time(), time.monotonic())
+        self._error = math.inf  # the most that it can be wrong by
         self._ask_again = -1.0
 
     def __call__(self) -> float:
@@ -40,5 +44,12 @@ class ServerClock:
         before = time.monotonic()
         (microseconds,) = cursor.execute(NOW).fetchone() or (0,)
         after = time.monotonic()
-        self._known = (microseconds / 1_000_000, (before + after) / 2)
         self._ask_again = after + _GOOD_FOR
+        error = (after - before) / 2
+        there, here = microseconds / 1_000_000, before + error
+        known, noted = self._known
+        age = here - noted
+        doubt = self._error + age * _DRIFT
+        # An answer that was long on its way is worse than what is known already, unless that cannot be so any more.
+        if error <= doubt or abs(there - known - age) > error + doubt:
+            self._known, self._error = (there, here), error

@@ -41,6 +41,8 @@ LOG: Final = logging.getLogger("mycelia_storage")
 
 # A caller who waits for a connection asks for one to be opened so often.
 _SLICE_SECONDS: Final = 0.1
+_LONG_SLICE_SECONDS: Final = 2.0
+_AWAY_SECONDS: Final = 5.0
 # A connection more than `pool_min` that nobody needed for so long is closed.
 _IDLE_SECONDS: Final = 60.0
 _SAY_AGAIN_SECONDS: Final = 10.0
@@ -250,7 +252,7 @@ class Connections:
             while self.abandoned:
                 self.give_back(self.abandoned.popleft())
             try:
-                connection = self._pool.getconn(max(0.0, min(left, _SLICE_SECONDS, time_left(left))))
+                connection = self._pool.getconn(max(0.0, min(left, self._slice(), time_left(left))))
             except psycopg_pool.PoolTimeout:
                 if is_over():
                     raise timeout_error() from None
@@ -266,6 +268,15 @@ class Connections:
             left = started + patience - time.monotonic()
             if left <= 0:
                 raise self._why_none(started, patience) from None
+
+    def _slice(self) -> float:
+        """How long to wait in the pool's line before somebody asks for a new connection, or looks at limits.
+
+        Whoever leaves the line and comes back stands at its end, so this is short only where it has to be.
+        """
+        failure = self._last_failure
+        is_away = failure is not None and time.monotonic() - failure[0] < _AWAY_SECONDS
+        return _SLICE_SECONDS if is_away or is_limited() else _LONG_SLICE_SECONDS
 
     def _told_the_time(self, connection: Connection) -> bool:
         """Ask for the server's time where that is due; False where the connection is lost over it."""

@@ -2,8 +2,7 @@
 
 Called by the engine, which makes them.
 
-A statement alone runs at READ COMMITTED, which for one statement is one state. Several together run SERIALIZABLE, and
-again where another transaction came between.
+Everything is SERIALIZABLE, a statement alone too, and is run again where another transaction came between.
 """
 
 from __future__ import annotations
@@ -73,6 +72,7 @@ class Auto(Statements):
     def read(self, step: Callable[[Cursor], R]) -> R:
         """On any connection; one that is lost is replaced, and the step run again."""
         left = self._connections.most
+        retries = None
         while True:
             connection = self._connections.lend()
             try:
@@ -82,6 +82,10 @@ class Auto(Statements):
                 if is_lost(error) and left:
                     left -= 1
                     continue
+                if is_conflict(error):
+                    retries = retries or self._engine.retries()
+                    if retries.wait():
+                        continue
                 raise self._engine.failure(error) from cause_of(error)
             except BaseException:
                 self._connections.give_back(connection)
@@ -92,6 +96,9 @@ class Auto(Statements):
     def write(self, step: Callable[[Cursor], R], namespace: str | None = None) -> R:
         """One statement, which commits itself: where the connection is lost over it, nobody knows its outcome."""
         del namespace
+        if self._engine.local_settings:
+            # Behind a pooler a connection has somebody else's settings, the isolation of a statement among them.
+            return self.together(step)
         left = self._connections.most
         retries = None
         while True:

@@ -112,8 +112,8 @@ def compare(connection: apsw.Connection, what: str, teller: Teller) -> None:
 
 def problems_of(connection: apsw.Connection, statement: str, what: str, teller: Teller) -> list[str]:
     """What SQLite itself finds wrong. Raises StorageCorruptError where it cannot even read on."""
-    pages = connection.pragma("page_count")
     try:
+        pages = connection.pragma("page_count")
         with teller.telling(connection, "checking", pages):
             return [str(line) for (line,) in connection.execute(statement) if line != "ok"]
     except apsw.SQLError as error:  # the statement is right: a created index has met a text that is no JSON
@@ -130,8 +130,8 @@ def raise_problems(problems: list[str], what: str) -> None:
 
 @contextlib.contextmanager
 def _telling(connection: apsw.Connection, what: str, teller: Teller) -> Iterator[None]:
-    pages = connection.pragma("page_count")
     try:
+        pages = connection.pragma("page_count")
         with teller.telling(connection, "checking", pages):
             yield
     except DRIVER_ERRORS as error:
