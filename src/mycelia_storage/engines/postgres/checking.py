@@ -104,6 +104,9 @@ def _check_indexes(session: PostgresSession, schema: str, findings: Findings) ->
     for name, (is_valid, _) in made.items():
         if not is_valid:
             findings.add(f"the server does not take its index {name!r} for valid: REINDEX it")
+    for name in sorted(made.keys() - {indexes.sql_name(index.name) for index in created}):
+        if name.startswith(indexes.PREFIX):
+            findings.add(f"the database has an index {name!r} that the store does not define: DROP INDEX it")
     for index in created:
         found = made.get(indexes.sql_name(index.name))
         if found is None:

@@ -12,8 +12,11 @@ them all (StorageBusyError), or the server is away (StorageUnavailableError).
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import select
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
@@ -52,6 +55,8 @@ _LOOK_SECONDS: Final = 0.02
 _CANCEL_SECONDS: Final = 5.0
 # A warning with this state, while a commit is under way, says that it was not confirmed by a standby.
 _WARNING: Final = "01000"
+# And one with this that there was no transaction to commit.
+_NO_TRANSACTION: Final = "25P01"
 
 
 class Cursor(Protocol):
@@ -81,6 +86,9 @@ class Connection(psycopg.Connection[TupleRow]):
 
     raw: Cursor
     is_unconfirmed: bool = False
+    is_stray: bool = False
+    # The store is closed: nothing is sent any more.
+    is_cut: bool = False
     _is_ending: bool = False
 
     def get_ready(self) -> None:
@@ -94,6 +102,8 @@ class Connection(psycopg.Connection[TupleRow]):
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.sqlstate == _WARNING and diagnostic.severity_nonlocalized == "WARNING":
             self.is_unconfirmed = True
+        if diagnostic.sqlstate == _NO_TRANSACTION:
+            self.is_stray = True
         if (diagnostic.sqlstate or "") in ENDS:
             self._is_ending = True
 
@@ -111,7 +121,9 @@ class Connection(psycopg.Connection[TupleRow]):
         return not self._is_ending and not self.closed
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """As the driver does; what has a limit is cancelled when it is over."""
+        """As the driver does; what has a limit is cancelled when it is over. Nothing is sent on one that is cut."""
+        if self.is_cut:
+            raise psycopg.OperationalError("the store is closed")
         if is_limited():
             return super().wait(self._watched(gen), _LOOK_SECONDS, timeout)
         return super().wait(gen, interval, timeout)
@@ -130,12 +142,20 @@ class Connection(psycopg.Connection[TupleRow]):
             result: RV = end.value
             return result
 
-    def cancel_soon(self) -> None:
+    def cancel_soon(self, timeout: float = _CANCEL_SECONDS) -> None:
         """Ask the server to stop what runs on it. The answer to that is an error of its own."""
         try:
-            self.cancel_safe(timeout=_CANCEL_SECONDS)
+            self.cancel_safe(timeout=timeout)
         except psycopg.Error as error:
             LOG.warning("a statement that is over could not be cancelled: %s", type(error).__name__)
+
+    def cut(self) -> None:
+        """End it under a statement that another thread waits for, who then finds it lost, as the server does.
+
+        The socket and not the driver's memory, which that thread may be using.
+        """
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as there:
+            there.shutdown(socket.SHUT_RDWR)
 
 
 class _Seldom(logging.Filter):
@@ -262,8 +282,12 @@ class Connections:
                 self._pool.open()  # the child of a fork, which needs one for the first time
                 continue
             else:
-                if connection.is_usable() and self._told_the_time(connection):
-                    return connection
+                try:
+                    if connection.is_usable() and self._told_the_time(connection):
+                        return connection
+                except BaseException:  # Ctrl-C, mostly
+                    self.give_back(connection, lost=True)
+                    raise
                 self.give_back(connection, lost=True)
             left = started + patience - time.monotonic()
             if left <= 0:
@@ -300,14 +324,20 @@ class Connections:
 
     def give_back(self, connection: Connection, *, lost: bool = False) -> None:
         """Whoever has found it lost says so: it is closed then, and another one takes its place."""
-        if lost or connection.pgconn.transaction_status != TransactionStatus.IDLE:
-            self._end(connection, lost=lost)
+        try:
+            if lost or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                self._end(connection, lost=lost)
+        except BaseException:  # Ctrl-C, mostly
+            connection.close()
+            self._pool.putconn(connection)
+            raise
         self._pool.putconn(connection)  # which closes it where the pool is closed
 
     @staticmethod
     def _end(connection: Connection, *, lost: bool) -> None:
         """Roll back what is open, or close it where that does not work."""
         if not lost and not connection.closed:
+            connection.is_cut = False
             try:
                 connection.execute("ROLLBACK")  # on a cursor of its own: another thread may read from the other one
             except psycopg.Error:

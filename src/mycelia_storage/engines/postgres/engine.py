@@ -18,7 +18,14 @@ from mycelia_storage.engines.engine import EngineStatus
 from mycelia_storage.engines.postgres import checking, restoring, schema
 from mycelia_storage.engines.postgres.clock import ServerClock
 from mycelia_storage.engines.postgres.connections import Connections
-from mycelia_storage.engines.postgres.failures import STANDBY, cause_of, is_lost, state_of, to_storage_error
+from mycelia_storage.engines.postgres.failures import (
+    STANDBY,
+    cause_of,
+    is_lost,
+    is_open_question,
+    state_of,
+    to_storage_error,
+)
 from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, UNDER_LOCK, Auto, PostgresSession, closed_or_ended
 from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
@@ -61,6 +68,8 @@ _DEADLINE: Final = 30.0
 # Of a statement alone, too: at a lower level one that has waited for another transaction goes on with what it had read
 # before (the floor, the namespace), or with rows that it then finds changed. It costs less than a tenth.
 _ISOLATION: Final = "-c default_transaction_isolation=serializable"
+# What runs when the store is closed has so long to end.
+_CLOSING_SECONDS: Final = 2.0
 _APPLICATION: Final = "mycelia-storage"
 
 # A server that is gone without a word is noticed within a minute, and not after TCP's two hours: a caller who waits for
@@ -167,7 +176,11 @@ class PostgresEngine:
         left = self.connections.most
         while True:
             connection = self.connections.lend(wait)
-            session = PostgresSession(self, connection, read_only=read_only or self.is_read_only, is_extra=False)
+            try:
+                session = PostgresSession(self, connection, read_only=read_only or self.is_read_only, is_extra=False)
+            except BaseException:  # Ctrl-C
+                self.connections.give_back(connection, lost=True)
+                raise
             try:
                 session.start(level, durable=durable)
             except psycopg.Error as error:
@@ -180,8 +193,15 @@ class PostgresEngine:
             except BaseException:
                 session.end(lost=True)
                 raise
-            self._sessions.add(session)
-            return session
+            return self._noted(session)
+
+    def _noted(self, session: PostgresSession) -> PostgresSession:
+        """For `close`, which either sees it or has been before."""
+        self._sessions.add(session)
+        if self._is_closed:
+            session.end()
+            raise StorageClosedError("the store is closed")
+        return session
 
     def snapshot(self) -> Snapshot:
         """A state to read from, on a connection besides those of the pool."""
@@ -197,8 +217,7 @@ class PostgresEngine:
         except BaseException:
             session.rollback()
             raise
-        self._sessions.add(session)
-        return session
+        return self._noted(session)
 
     def share(self, members: Sequence[Member], wait: float | None = None) -> None:
         """All in one transaction; where one fails after it wrote, or somebody comes between, each in its own."""
@@ -277,7 +296,7 @@ class PostgresEngine:
 
     def failure(self, error: psycopg.Error, *, committing: bool = False) -> StorageError:
         """The library's error for one of the driver's; `committing` as in `to_storage_error`."""
-        if self._is_closed:
+        if self._is_closed and not (committing and is_open_question(error)):
             return StorageClosedError("the store is closed")
         return to_storage_error(error, self.where, committing=committing)
 
@@ -334,7 +353,8 @@ class PostgresEngine:
     def optimize(self) -> None:
         """Have the statistics made anew; the server's autovacuum does the rest."""
         text = ANALYZE.format(s=self.texts.schema)
-        self.auto.write(lambda cursor: cursor.execute(text))
+        # As what reads, since its warnings are not those of a commit.
+        self.auto.read(lambda cursor: cursor.execute(text))
 
     def migrate(self, to: int | None) -> None:
         """There is one version so far, which every store has since it was opened."""
@@ -359,12 +379,16 @@ class PostgresEngine:
             _inherited.extend(self.connections.forget())
 
     def close(self) -> None:
-        """Roll back what is open, and close every connection."""
+        """Roll back what is open, and close every connection. What runs is cancelled, and waited for a moment only."""
         if self._is_closed:
             return
         self._is_closed = True
-        for session in forking.all_of(self._sessions):
-            session.rollback()
+        sessions = forking.all_of(self._sessions)
+        until = time.monotonic() + _CLOSING_SECONDS
+        for session in sessions:
+            session.stop(until)
+        for session in sessions:
+            session.end_by(until)
         self.connections.close()
 
 

@@ -39,6 +39,10 @@ CANCELLED: Final = "57014"
 ENDS: Final = ("57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
 
 
+# The server ended a transaction in which nothing was said for too long: before it heard of a commit.
+IDLE_FOR_LONG: Final = "25P03"
+
+
 class TakenError(Exception):
     """A unique index refused a row: inside of this package only. `constraint` is its name in the database."""
 
@@ -56,6 +60,8 @@ _BY_STATE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "23502": (StorageCorruptError, "a table refuses what the library writes: it is not as it was made"),
     "25P01": (TransactionError, "the transaction has ended"),
     "25P02": (TransactionError, "an earlier error has ended the transaction"),
+    IDLE_FOR_LONG: (TransactionError, "idle_in_transaction_session_timeout is over: the transaction was rolled back"),
+    "25P04": (TransactionError, "transaction_timeout is over: the transaction was rolled back"),
     STANDBY: (StorageReadOnlyError, "the server, or this user, may only read"),
     "26000": (ConfigError, _POOLER),
     "42P05": (ConfigError, _POOLER),
@@ -110,6 +116,12 @@ def is_conflict(error: psycopg.Error) -> bool:
     return state_of(error) in CONFLICTS
 
 
+def is_open_question(error: psycopg.Error) -> bool:
+    """Whether nobody knows if a commit happened that ended with it."""
+    state = state_of(error)
+    return state == "40003" or (is_lost(error) and state != IDLE_FOR_LONG)
+
+
 def taken(error: psycopg.Error) -> TakenError | None:
     """Where a created unique index, and not a primary key, refused a row."""
     constraint = error.diag.constraint_name or ""
@@ -124,7 +136,7 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     state = state_of(error)
     if isinstance(error, psycopg_pool.PoolClosed):
         return StorageClosedError("the store is closed")
-    if committing and (is_lost(error) or state == "40003"):
+    if committing and is_open_question(error):
         return outcome_unknown(where)
     if state in CONFLICTS or (state == UNIQUE and (error.diag.constraint_name or "").endswith("_pkey")):
         return TransactionConflictError(f"{where}: another transaction came between; this one was rolled back")

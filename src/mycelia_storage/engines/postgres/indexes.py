@@ -114,7 +114,7 @@ def statistics_sql(index: IndexRow, schema: str) -> list[str]:
 def drop_sql(name: str, schema: str) -> list[str]:
     """The statements that remove an index and what belongs to it."""
     return [
-        f"DROP INDEX {schema}.{sql_name(name)}",
+        f"DROP INDEX IF EXISTS {schema}.{sql_name(name)}",
         f"DROP STATISTICS IF EXISTS {', '.join(_statistics(name, schema))}",
     ]
 

@@ -8,6 +8,7 @@ Everything is SERIALIZABLE, a statement alone too, and is run again where anothe
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import psycopg
@@ -59,6 +60,9 @@ POINT: Final = "SAVEPOINT {name}"
 RELEASE: Final = "RELEASE SAVEPOINT {name}"
 BACK_TO: Final = "ROLLBACK TO SAVEPOINT {name}"
 _GUARD: Final = "guard"
+# A request to cancel has at least so long, or it would not even be tried.
+_LEAST_SECONDS: Final = 0.1
+_ENDED: Final = "the transaction had ended before its commit: nothing of it was kept"
 
 
 class Auto(Statements):
@@ -86,12 +90,15 @@ class Auto(Statements):
                     retries = retries or self._engine.retries()
                     if retries.wait():
                         continue
-                raise self._engine.failure(error) from cause_of(error)
+                failure, cause = self._engine.failure(error), cause_of(error)
             except BaseException:
                 self._connections.give_back(connection)
                 raise
-            self._connections.give_back(connection)
-            return result
+            else:
+                self._connections.give_back(connection)
+                return result
+            # Out here, or it would keep the driver's error, and in it what the server shows of values, as its context.
+            raise failure from cause
 
     def write(self, step: Callable[[Cursor], R], namespace: str | None = None) -> R:
         """One statement, which commits itself: where the connection is lost over it, nobody knows its outcome."""
@@ -110,25 +117,26 @@ class Auto(Statements):
                 is_standby = state_of(error) == STANDBY and not self._engine.is_read_only
                 self._connections.give_back(connection, lost=is_lost(error) or is_standby)
                 refused = taken(error)
-                if refused is not None:
-                    raise refused from None
                 if is_standby and left:
                     left -= 1
                     continue
-                failure = self._engine.failure(error, committing=True)
-                if isinstance(failure, TransactionConflictError):
-                    retries = retries or self._engine.retries()
-                    if retries.wait():
-                        continue
-                raise failure from cause_of(error)
+                failure, cause = self._engine.failure(error, committing=True), cause_of(error)
             except BaseException:
                 self._connections.give_back(connection)
                 raise
-            is_unconfirmed = connection.is_unconfirmed
-            self._connections.give_back(connection)
-            if is_unconfirmed:
-                raise outcome_unknown(self._engine.where)
-            return result
+            else:
+                is_unconfirmed = connection.is_unconfirmed
+                self._connections.give_back(connection)
+                if is_unconfirmed:
+                    raise outcome_unknown(self._engine.where)
+                return result
+            if refused is not None:
+                raise refused
+            if isinstance(failure, TransactionConflictError):
+                retries = retries or self._engine.retries()
+                if retries.wait():
+                    continue
+            raise failure from cause
 
     def together(self, step: Callable[[Cursor], R]) -> R:
         """A transaction, again and again until nobody comes between."""
@@ -152,19 +160,28 @@ class PostgresSession(Statements):
 
     After an error that ends a transaction in PostgreSQL, which is nearly every one, it has ended. What a caller may go
     on after is done behind a savepoint: a write that a unique index may refuse, a read with a limit, a definition.
+
+    Another thread may close the store at any time. A step has several statements, and the rest of them must never run
+    outside of the transaction that the others were in, where each would commit itself: so each step holds a lock, and
+    nobody rolls back or gives the connection back meanwhile.
     """
 
     def __init__(self, engine: PostgresEngine, connection: Connection, *, read_only: bool, is_extra: bool) -> None:
         super().__init__(engine.texts, self)
         self._engine = engine
-        self._connection: Connection | None = connection
         self._read_only = read_only
         self._is_extra = is_extra
+        # Held for each step as a whole.
+        self._running = threading.Lock()
+        # Held for moments: who has the connection, and whether it may be cut.
         self._lock = threading.Lock()
+        self._is_committing = False
         self._points = 0
         # Of namespaces, and None for an index of all of them.
         self._unique: set[str | None] = set()
         self.writes = 0
+        # Last: whoever is interrupted before has a connection that no session will give back.
+        self._connection: Connection | None = connection
 
     def start(self, level: str, *, durable: bool) -> None:
         """Begin. Raises what the driver raises; then there is no transaction."""
@@ -172,7 +189,6 @@ class PostgresSession(Statements):
         settings = self._engine.local_settings + (DURABLE if durable else "")
         text = BEGIN.format(level=level, mode=mode, settings=settings, s=self._texts.schema)
         connection = self._open()
-        connection.is_unconfirmed = False
         try:
             cursor = connection.raw.execute(text, prepare=False)
         except psycopg.errors.FeatureNotSupported as error:
@@ -216,47 +232,62 @@ class PostgresSession(Statements):
         return self._guarded(step)
 
     def _plainly(self, step: Callable[[Cursor], R]) -> R:
+        with self._running:
+            return self._step(step)
+
+    def _guarded(self, step: Callable[[Cursor], R]) -> R:
+        with self._running:
+            self._step(lambda cursor: cursor.execute(POINT.format(name=_GUARD)))
+            connection = self._open()
+            try:
+                result = step(connection.raw)
+            except psycopg.Error as error:
+                is_over = is_lost(error) or is_conflict(error) or connection.is_cut
+                refused, failure, cause = taken(error), self._engine.failure(error), cause_of(error)
+                lost = is_lost(error) and not connection.is_cut
+            except BaseException:
+                self._back(_GUARD)
+                raise
+            else:
+                self._step(lambda cursor: cursor.execute(RELEASE.format(name=_GUARD)))
+                return result
+            if is_over:
+                self._end(lost=lost)
+            else:
+                self._back(_GUARD)
+            if refused is not None:
+                raise refused
+            raise failure from cause
+
+    def _step(self, step: Callable[[Cursor], R]) -> R:
+        """Run it, with the lock held."""
         connection = self._open()
         try:
             return step(connection.raw)
         except psycopg.Error as error:
-            if self._connection is None:  # another thread has closed the store meanwhile
-                raise self._engine.ended_error() from None
-            self.end(lost=is_lost(error))
+            self._end(lost=is_lost(error) and not connection.is_cut)
             if taken(error) is not None:  # by an index that was made since this transaction began
-                raise TransactionConflictError(f"{self._engine.where}: an index was created meanwhile") from None
-            raise self._engine.failure(error) from cause_of(error)
+                failure: StorageError = TransactionConflictError(
+                    f"{self._engine.where}: an index was created meanwhile"
+                )
+                cause = None
+            else:
+                failure, cause = self._engine.failure(error), cause_of(error)
         except BaseException:
             # Ctrl-C, in the middle of a statement for one.
             if connection.broken or connection.pgconn.transaction_status != TransactionStatus.INTRANS:
-                self.end(lost=True)
+                self._end(lost=True)
             raise
-
-    def _guarded(self, step: Callable[[Cursor], R]) -> R:
-        self._plainly(lambda cursor: cursor.execute(POINT.format(name=_GUARD)))
-        try:
-            result = step(self._open().raw)
-        except BaseException as error:
-            if not isinstance(error, psycopg.Error):
-                self._back(_GUARD)
-                raise
-            refused = taken(error)
-            if is_lost(error) or is_conflict(error):
-                self.end(lost=is_lost(error))
-            else:
-                self._back(_GUARD)
-            if refused is not None:
-                raise refused from None
-            raise self._engine.failure(error) from cause_of(error)
-        self._plainly(lambda cursor: cursor.execute(RELEASE.format(name=_GUARD)))
-        return result
+        raise failure from cause
 
     def _back(self, name: str) -> None:
+        """Undo what came after a savepoint, with the lock held."""
+
         def step(cursor: Cursor) -> None:
             cursor.execute(BACK_TO.format(name=name))
             cursor.execute(RELEASE.format(name=name))
 
-        self._plainly(step)
+        self._step(step)
 
     # ---- its life
 
@@ -266,23 +297,37 @@ class PostgresSession(Statements):
             self._unique.add(index.namespace)
 
     def commit(self) -> None:
-        connection = self._open()
-        if self._read_only:
-            self.rollback()
-            return
+        with self._running:
+            connection = self._open()
+            if self._read_only:
+                self._end()
+            else:
+                self._commit(connection)
+
+    def _commit(self, connection: Connection) -> None:
+        with self._lock:
+            # From here on the store that closes waits for the answer, since it cannot be taken back any more.
+            self._is_committing = not connection.is_cut
+        if not self._is_committing:
+            self._end()
+            raise self._engine.ended_error()
+        if connection.pgconn.transaction_status != TransactionStatus.INTRANS:
+            self._end()
+            raise TransactionError(_ENDED)
+        connection.is_unconfirmed = connection.is_stray = False
         try:
             connection.raw.execute(COMMIT, prepare=False)
             ended_with = connection.raw.statusmessage
         except psycopg.Error as error:
-            self.end(lost=is_lost(error))
+            self._end(lost=is_lost(error))
             raise self._engine.failure(error, committing=True) from cause_of(error)
         except BaseException:
-            self.end(lost=True)
+            self._end(lost=True)
             raise
-        is_unconfirmed = connection.is_unconfirmed
-        self.end()
-        if ended_with != COMMIT:
-            raise TransactionError("an earlier error has ended the transaction: nothing of it was kept")
+        is_unconfirmed, is_stray = connection.is_unconfirmed, connection.is_stray
+        self._end()
+        if ended_with != COMMIT or is_stray:
+            raise TransactionError(_ENDED)
         if is_unconfirmed:
             raise outcome_unknown(self._engine.where)
 
@@ -294,8 +339,14 @@ class PostgresSession(Statements):
         return self._connection is not None
 
     def end(self, *, lost: bool = False) -> None:
-        """Give the connection back; what was written is undone where it is not committed."""
-        with self._lock:  # the store may be closed meanwhile
+        """Give the connection back, once no step runs; what was written is undone where it is not committed."""
+        if self._connection is not None:
+            with self._running:
+                self._end(lost=lost)
+
+    def _end(self, *, lost: bool = False) -> None:
+        """The same, with the lock held."""
+        with self._lock:
             connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -305,9 +356,33 @@ class PostgresSession(Statements):
         else:
             self._engine.connections.give_back(connection, lost=lost)
 
+    def stop(self, until: float) -> None:
+        """For the store that closes, first: what runs now is cancelled, and no further statement of it begins."""
+        with self._lock:
+            connection = self._connection
+            if connection is None or self._is_committing:
+                return
+            connection.is_cut = True
+            if self._running.locked():
+                connection.cancel_soon(max(_LEAST_SECONDS, until - time.monotonic()))
+
+    def end_by(self, until: float) -> None:
+        """For the store that closes, then: roll back, or where a step goes on until then, cut its connection."""
+        if self._running.acquire(timeout=max(0.0, until - time.monotonic())):
+            try:
+                self._end()
+            finally:
+                self._running.release()
+            return
+        with self._lock:
+            if self._connection is not None:
+                self._connection.cut()
+
     def abandon(self) -> list[object]:
         """For the child of a fork: forget a transaction that is the parent's. Gives what has to be kept."""
         connection, self._connection = self._connection, None
+        # A thread that is not here any more may have held them.
+        self._running, self._lock = threading.Lock(), threading.Lock()
         return [connection]
 
     def savepoint(self) -> int:
@@ -321,7 +396,8 @@ class PostgresSession(Statements):
         self._points = savepoint - 1
 
     def rollback_to(self, savepoint: int) -> None:
-        self._back(f"point_{savepoint}")
+        with self._running:
+            self._back(f"point_{savepoint}")
         self._points = savepoint - 1
 
 

@@ -22,6 +22,7 @@ from mycelia_storage.engines.postgres.queries import Statement
 from mycelia_storage.engines.postgres.schema import quoted
 from mycelia_storage.engines.postgres.whole_rows import SQL as WHOLE_ROWS
 from mycelia_storage.engines.postgres.whole_rows import WholeRows
+from mycelia_storage.errors import StorageCorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -145,6 +146,8 @@ SQL["purge_namespace"] = _removing(
     f"DELETE FROM {{s}}.entries WHERE namespace = $3 AND expires_at <= $2::bigint {_WHAT_WENT}"
 )
 _MOST: Final = 2**63 - 1
+# Whoever writes registers the namespace where it is not, and somebody else may remove it again meanwhile.
+_ATTEMPTS: Final = 20
 
 
 class Runner(Protocol):
@@ -319,11 +322,15 @@ class Statements(WholeRows):
         text, bound = self._put_one(namespace, rows[0], now) if len(rows) == 1 else self._put_many(namespace, rows, now)
         try:
             found = self._run.write(lambda cursor: cursor.execute(text, bound).fetchall(), namespace)
-            while not found:
+            for _ in range(_ATTEMPTS):
+                if found:
+                    break
                 self.register(namespace, None, now)
                 found = self._run.write(lambda cursor: cursor.execute(text, bound).fetchall(), namespace)
         except TakenError:
             found = self._put_again(namespace, rows, text, bound, now)
+        if not found:
+            raise StorageCorruptError("nothing could be written: the table 'state' of the store has lost its row")
         if len(rows) == 1:
             return [found[0][0]]
         versions: dict[str, int] = dict(found)
