@@ -57,6 +57,8 @@ _CANCEL_SECONDS: Final = 5.0
 _WARNING: Final = "01000"
 # And one with this that there was no transaction to commit.
 _NO_TRANSACTION: Final = "25P01"
+# A standby takes nothing at the level that is the default here.
+ON_STANDBY: Final = "SET default_transaction_isolation = 'repeatable read'"
 
 
 class Cursor(Protocol):
@@ -89,6 +91,8 @@ class Connection(psycopg.Connection[TupleRow]):
     is_stray: bool = False
     # The store is closed: nothing is sent any more.
     is_cut: bool = False
+    # It began on a standby, where nothing is serializable. After a promotion it still is at the lower level.
+    is_on_standby: bool = False
     _is_ending: bool = False
 
     def get_ready(self) -> None:
@@ -98,6 +102,9 @@ class Connection(psycopg.Connection[TupleRow]):
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.add_notice_handler(self._notice)
+        if self.prepare_threshold is not None and self.pgconn.parameter_status(b"in_hot_standby") == b"on":
+            self.is_on_standby = True
+            self.execute(ON_STANDBY)
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.sqlstate == _WARNING and diagnostic.severity_nonlocalized == "WARNING":

@@ -112,6 +112,8 @@ class Auto(Statements):
             connection = self._connections.lend()
             connection.is_unconfirmed = False
             try:
+                if connection.is_on_standby:
+                    raise psycopg.errors.ReadOnlySqlTransaction("cannot write on a standby")
                 result = step(connection.raw)
             except psycopg.Error as error:
                 is_standby = state_of(error) == STANDBY and not self._engine.is_read_only
