@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -438,6 +439,107 @@ def test_a_copy_that_was_written_to_is_refused(pair: tuple[Storage, Storage], ve
         catch_up(source, target)
 
 
+@pytest.mark.parametrize("bring", [copy, catch_up])
+@pytest.mark.parametrize("what", ["replaced", "removed", "namespace"])
+def test_what_is_written_to_the_target_meanwhile_is_not_lost(
+    pair: tuple[Storage, Storage], small_steps: None, bring: Callable[..., Any], what: str
+) -> None:
+    source, target = pair
+    fill(source)
+    copy(source, target)
+    advance(source, 60)
+    source.set("key 001", "newer")
+    source.set("key 040", "newer")
+    source.delete("key 002")
+    key, namespace = {
+        "replaced": ("key 040", "default"), "removed": ("mine", "default"), "namespace": ("mine", "new"),
+    }[what]  # fmt: skip
+
+    def write(progress: CopyProgress) -> None:
+        if progress.step == "copying" and progress.done == 0:
+            target.set(key, "acknowledged", namespace=namespace)
+
+    with pytest.raises(CopyTargetError, match=f"{key!r} in namespace {namespace!r} was written to the target itself"):
+        bring(source, target, progress=write)
+    assert target.get(key, namespace=namespace) == "acknowledged"
+    assert "was written to since" in refused(source, target)
+
+
+def test_what_is_written_to_an_empty_target_meanwhile_is_not_lost(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+
+    def write(progress: CopyProgress) -> None:
+        if progress.step == "copying" and progress.done == 0:
+            target.set("key 040", "acknowledged")
+
+    with pytest.raises(CopyTargetError, match="'key 040' in namespace 'default' was written to the target itself"):
+        copy(source, target, progress=write)
+    assert target.get("key 040") == "acknowledged"
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_what_is_written_before_a_copy_is_known_as_one_is_not_lost(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, is_empty: bool
+) -> None:
+    source, target = pair
+    fill(source)
+    if not is_empty:
+        copy(source, target)
+    advance(source, 5000)
+    source.set("key 001", "with a version above those of the target")
+    advance(target, 10)
+    adopt = moving._Copy.adopt
+
+    def write_before(running: Any) -> None:
+        target.set("key 001", "acknowledged")
+        adopt(running)
+
+    monkeypatch.setattr(moving._Copy, "adopt", write_before)
+    with pytest.raises(CopyTargetError, match="'key 001' in namespace 'default' was written to the target itself"):
+        copy(source, target)
+    assert target.get("key 001") == "acknowledged"
+
+
+def test_a_copy_that_was_written_to_is_refused_where_versions_lie_ahead_of_the_clock(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    advance(source, 10**6)
+    fill(source)
+    advance(source, -(10**6))
+    copy(source, target)
+    target.set("mine", "acknowledged")
+    target.set("key 001", "acknowledged")
+    target.set("other", 1)
+    target.delete("other")  # that raises the floor above the versions of those
+    assert "was written to since" in refused(source, target)
+    with pytest.raises(CopyTargetError, match="was written to since"):
+        catch_up(source, target)
+
+
+def test_removals_of_what_lies_ahead_of_the_clock_are_caught_up(
+    pair: tuple[Storage, Storage], small_steps: None
+) -> None:
+    source, target = pair
+    advance(source, 10**6)
+    fill(source)
+    advance(source, -(10**6))
+    source.set("behind", 1)
+    copy(source, target)
+    source.set("key 003", "newer")
+    advance(source, -100)
+    for key in ("key 001", "key 002", "behind"):
+        source.delete(key)
+    advance(target, 10)
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+    source.clear_all()
+    source.set("new", 1)
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
 def test_without_resume_the_target_has_to_be_empty(stores: tuple[Storage, Storage]) -> None:
     source, target = stores
     fill(source)
@@ -515,6 +617,22 @@ def test_a_store_is_not_copied_into_itself(opened: Callable[..., Storage], tmp_p
         pytest.raises(ConfigError, match="same store"),
     ):
         copy(source, again)
+
+
+def test_a_server_is_known_by_whatever_name(opened: Callable[..., Storage], postgres_dsn: str, tmp_path: Path) -> None:
+    source = opened("postgres")
+    fill(source)
+    host = urlsplit(postgres_dsn).netloc.rpartition("@")[2].rpartition(":")[0]
+    other = "localhost"
+    if unquote(host).startswith("/"):
+        (tmp_path / "s").symlink_to(unquote(host))
+        other = quote(str(tmp_path / "s"), safe="")
+    with open_storage(postgres_dsn.replace(host, other), schema=source._options.schema) as again:
+        assert again.get_status().target != source.get_status().target
+        for bring in (copy, catch_up):
+            with pytest.raises(ConfigError, match="same store"):
+                bring(source, again)
+    assert source.count() == 50
 
 
 # ---- some namespaces

@@ -206,7 +206,10 @@ class CapacityError(StorageError):
 
 
 class CopyTargetError(StorageError):
-    """The target of a `copy` is neither empty nor an untouched copy of its source. Nothing was written to it."""
+    """The target of a `copy` is neither empty nor an untouched copy of its source.
+
+    Nothing was written to it, unless the message names a key: somebody wrote that to it meanwhile, and it is as it was.
+    """
 
     code = "copy_target"
 

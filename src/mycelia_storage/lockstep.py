@@ -30,6 +30,9 @@ BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 KEYS_COUNTED: Final = 1000
 RANGES_AT_ONCE: Final = 2000
 
+# Rows whose sizes are not known are read so many at once, and more as long as they are small.
+_FIRST_ROWS: Final = 64
+
 EVERYTHING: Final = KeyRange()
 
 
@@ -177,3 +180,22 @@ def surplus(source: Rows, target: Rows, namespace: str, span: KeyRange, now: int
     here = set(source().keys(namespace, span, now, limit=None, offset=0, reverse=False))
     for compared in _without(target, namespace, span, now, here):
         yield compared.keys
+
+
+def walk(rows: Rows, namespace: str, now: int) -> Iterator[list[Outline]]:
+    """All of a namespace in order, without the texts."""
+    span = EVERYTHING
+    while outlines := rows().outline(namespace, span, now, limit=ROWS_AT_ONCE):
+        yield outlines
+        span = behind(span, namespace, outlines[-1][0])
+
+
+def written_here(rows: Primitives, namespace: str, keys: Sequence[str], version: int) -> Iterator[str]:
+    """Those of the keys that have a greater version."""
+    start, many = 0, _FIRST_ROWS
+    while start < len(keys):
+        found = rows.rows(namespace, keys[start : start + many])
+        yield from (row.key for row in found if row.version > version)
+        start += many
+        size = sum(len(row.value) + len(row.metadata or "") for row in found)
+        many = many * 4 if size * 8 < BYTES_AT_ONCE else max(1, many // 4)

@@ -9,12 +9,16 @@ copy of another one:
 1. The namespace `default`, which every store has since it was made, is registered there at the same millisecond: it is
    copied first. So a store that was made by itself is no copy.
 2. No row of it has a version above its floor. A copy first raises the floor to the greatest version of the source, and
-   whatever is written to the copy itself gets a version above that. So nobody's writes are overwritten.
+   whatever is written to the copy itself gets a version above that. So nobody's writes are overwritten. What is written
+   meanwhile is looked for in each transaction, among the rows that it would replace or remove.
+3. Where versions lie ahead of the clock, removing a row raises the floor, above rows that may have been written to the
+   copy as well. The source then tells: it has never given a version above its own greatest, its floor, and the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -45,6 +49,8 @@ from mycelia_storage.lockstep import (
     read,
     surplus,
     suspicious,
+    walk,
+    written_here,
 )
 from mycelia_storage.retries import Retries
 from mycelia_storage.storage import Storage
@@ -64,6 +70,7 @@ MOST_NEWER: Final = 50_000
 # So many of the keys that differ are named.
 KEYS_NAMED: Final = 1000
 _KEYS_SHOWN: Final = 5
+_PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
 _ATTEMPTS: Final = 50
 _DEADLINE: Final = 30.0
 
@@ -88,7 +95,8 @@ def copy(
 
     When this returns, everything is in the target and survives a power cut. When it raises, what was copied until then
     is there, and the source is as it was. Raises CopyTargetError, before anything is written, for a target that is
-    neither empty nor a copy of this source; CopyMismatchError naming the keys where the target is not the same in the
+    neither empty nor a copy of this source, and later on for one that is written to meanwhile, where that would be
+    lost; CopyMismatchError naming the keys where the target is not the same in the
     end; ConfigError where both are the same store; NamespaceNotFoundError; and what the target raises for an entry that
     it cannot hold.
     """
@@ -212,6 +220,8 @@ class _Copy:
         there, sums = self._there(), self._held
         self._is_empty = not sums.entries
         self._floor, self._holds_expired = sums.floor, self._is_empty and sums.greatest > 0
+        # No version above this one came from the source.
+        self._given = max(self._sums.greatest, self._sums.floor, self._now)
         held = f"the target holds {sums.entries:,} entries"
         if needs_copy and self._is_empty and self._sums.entries:
             raise CopyTargetError("the target is empty: copy() first")
@@ -222,7 +232,7 @@ class _Copy:
         born = there.namespace(DEFAULT_NAMESPACE)
         if born is None or born.created_at != self._born.created_at:
             raise CopyTargetError(f"{held}, and is no copy of this source: copy into an empty store")
-        if sums.greatest > sums.floor:
+        if sums.greatest > min(sums.floor, self._given):
             message = "was written to since it was made as a copy of this source, which would be lost"
             raise CopyTargetError(f"{held}, and {message}: copy into an empty store")
         return self._floor
@@ -238,12 +248,21 @@ class _Copy:
             return
 
         def step(rows: Primitives, now: int) -> None:
+            # Above the new floor it would show; below it would be taken for copied.
+            for name, key, _, _ in rows.newer(self._floor, now, limit=1):
+                raise _written_meanwhile(name, key)
             if self._holds_expired:
                 rows.clear(None, now)
             rows.raise_floor(floor)
             rows.place_namespace(self._default)
 
         self._change(step)
+        self._floor = max(self._floor, floor)
+
+    def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> None:
+        """Raise CopyTargetError, inside a transaction that would replace or remove these, where one is not copied."""
+        for key in written_here(target, namespace, keys, min(self._floor, self._given)):
+            raise _written_meanwhile(namespace, key)
 
     # ---- copying
 
@@ -331,6 +350,7 @@ class _Copy:
         """One transaction: some rows, and the keys that go."""
 
         def step(target: Primitives, now: int) -> None:
+            self._keep(target, namespace, [*gone, *(row.key for row in rows)])
             if gone:
                 target.delete(namespace, gone, now)
             if rows:
@@ -363,6 +383,7 @@ class _Copy:
         """
 
         def step(target: Primitives, now: int) -> None:
+            self._keep(target, namespace, gone)
             target.delete(namespace, gone, now)
             target.place(namespace, rows, now)
 
@@ -410,6 +431,10 @@ class _Copy:
 
     def _remove_namespace(self, name: str) -> None:
         def step(target: Primitives, now: int) -> int:
+            for outlines in walk(lambda: target, name, now):
+                for key, version, _ in outlines:
+                    if version > min(self._floor, self._given):
+                        raise _written_meanwhile(name, key)
             removed = target.clear(name, now)
             target.unregister(name)
             for index in target.indexes():
@@ -549,12 +574,23 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
+def _written_meanwhile(namespace: str, key: str) -> CopyTargetError:
+    message = f"{key!r} in namespace {namespace!r} was written to the target itself, which would be lost"
+    return CopyTargetError(f"{message}: nobody may write there until the switch")
+
+
 def _refuse_same(source: Storage, target: Storage) -> None:
-    """Where it is not noticed, as of a server that has two names, nothing is written: there is no difference."""
+    """Whatever name it goes by: a file is known by its inode, a server by the moment at which it was started."""
     one, other = source._engine, target._engine
     is_same = one is other
-    if one.backend == other.backend != "memory":
-        where, its_where = one.status().target, other.status().target
-        is_same = (where, source._options.schema) == (its_where, target._options.schema)
+    if not is_same and one.backend == other.backend != "memory":
+        here, there = one.status(), other.status()
+        if one.backend == "postgresql":
+            is_same = all(here.details[name] == there.details[name] for name in _PLACE_ON_A_SERVER)
+        else:
+            is_same = here.target == there.target
+        if one.backend == "sqlite":
+            with contextlib.suppress(OSError):
+                is_same = is_same or os.path.samefile(here.target, there.target)
     if is_same:
         raise ConfigError("source and target are the same store")

@@ -54,7 +54,9 @@ SELECT 'is_standby', CASE WHEN pg_is_in_recovery() THEN 'yes' ELSE 'no' END
 UNION ALL SELECT 'encrypted_connection', coalesce((
   SELECT CASE WHEN ssl THEN 'yes' ELSE 'no' END FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()), 'unknown')
 UNION ALL SELECT 'over_network', CASE WHEN inet_server_addr() IS NULL OR inet_server_addr() << '127.0.0.0/8'
-  OR inet_server_addr() = '::1' THEN 'no' ELSE 'yes' END"""
+  OR inet_server_addr() = '::1' THEN 'no' ELSE 'yes' END
+UNION ALL SELECT 'server_started', extract(epoch FROM pg_postmaster_start_time())::text
+UNION ALL SELECT 'database_oid', (SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database())"""
 _SETTINGS_SHOWN: Final = (
     "autovacuum", "fsync", "full_page_writes", "max_connections", "server_version", "server_version_num",
     "synchronous_commit", "synchronous_standby_names",
