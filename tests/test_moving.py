@@ -534,9 +534,20 @@ def test_removals_of_what_lies_ahead_of_the_clock_are_caught_up(
     advance(target, 10)
     catch_up(source, target)
     assert contents(target) == contents(source)
-    source.clear_all()
-    source.set("new", 1)
+    source.clear_all()  # only its floor knows of them now
     catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_a_removal_of_the_newest_entry_is_caught_up(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    fill(source)
+    advance(source, 60)
+    source.set("newest", 1)
+    copy(source, target)
+    advance(source, 60)
+    source.delete("newest")
+    assert catch_up(source, target).deleted == 1
     assert contents(target) == contents(source)
 
 
