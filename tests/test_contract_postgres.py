@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mycelia_storage import AsyncStorage, StorageFacet, open_storage
-from mycelia_storage.testing import DrivenStorage, FacetContract, StorageContract
+from mycelia_storage.testing import (
+    DrivenStorage,
+    FacetContract,
+    ManyContract,
+    NestedTransactionContract,
+    OneEntryContract,
+    QueryContract,
+    RunTransactionContract,
+    ScanContract,
+    StorageContract,
+    ThreadsContract,
+    TransactionContract,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,7 +50,19 @@ class TestPostgres(OnPostgres, StorageContract):
         return self.open_on_server(directory, **options)
 
 
-class TestAsyncPostgres(OnPostgres, StorageContract):
+class TestAsyncPostgres(
+    OnPostgres,
+    OneEntryContract,
+    ManyContract,
+    ScanContract,
+    QueryContract,
+    TransactionContract,
+    NestedTransactionContract,
+    RunTransactionContract,
+    ThreadsContract,
+):
+    """Those parts where it matters who waits for whom: the verbs themselves are the same objects."""
+
     def open_store(self, directory: Path, **options: Unpack[StorageOptions]) -> Storage:
         return DrivenStorage(self.open_on_server(directory, **options))
 

@@ -35,7 +35,7 @@ class MemoryAndSQLite(DifferentialMachine):
 TestMemoryAndSQLite = MemoryAndSQLite.TestCase
 # Long sequences are the interesting ones; how many there are is the profile's to say, above the least that is useful.
 TestMemoryAndSQLite.settings = settings(
-    max_examples=max(200, settings().max_examples), stateful_step_count=50, report_multiple_bugs=False
+    max_examples=settings().max_examples, stateful_step_count=50, report_multiple_bugs=False
 )
 
 
