@@ -58,8 +58,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice the processors: many tests wait, for a server, a process, or the end of a patience."""
-    return 2 * (os.cpu_count() or 1)
+    """One more than processors: some tests wait, for a server, a process, or the end of a patience."""
+    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,10 +12,7 @@ from mycelia_storage import AsyncStorage, StorageFacet, open_storage
 from mycelia_storage.testing import (
     DrivenStorage,
     FacetContract,
-    ManyContract,
     NestedTransactionContract,
-    OneEntryContract,
-    QueryContract,
     RunTransactionContract,
     ScanContract,
     StorageContract,
@@ -51,15 +48,7 @@ class TestPostgres(OnPostgres, StorageContract):
 
 
 class TestAsyncPostgres(
-    OnPostgres,
-    OneEntryContract,
-    ManyContract,
-    ScanContract,
-    QueryContract,
-    TransactionContract,
-    NestedTransactionContract,
-    RunTransactionContract,
-    ThreadsContract,
+    OnPostgres, ScanContract, TransactionContract, NestedTransactionContract, RunTransactionContract, ThreadsContract
 ):
     """Those parts where it matters who waits for whom: the verbs themselves are the same objects."""
 

@@ -217,7 +217,7 @@ def tell(store: Storage, asked: Question, entries: list[Entry[Any]], expected: l
     event(f"an index serves it: {store.explain(asked.filter, sort=asked.sort).uses_index}")
 
 
-@settings(suppress_health_check=SLOW)
+@settings(suppress_health_check=SLOW, max_examples=40 if settings().max_examples == 100 else settings().max_examples)
 @given(case=cases(), late=st.booleans(), wait=st.sampled_from([0, 5, 6]))
 def test_every_engine_answers_as_the_reference(case: Case, late: bool, wait: float) -> None:
     items, questions = case.items, case.questions
