@@ -70,7 +70,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     # Before the first test, or its pipes would look like something that a test has left behind.
-    if any(map(real_postgres.needs_server, session.items)):
+    if not IS_ENCRYPTING and any(map(real_postgres.needs_server, session.items)):
         real_postgres.start(session.config)
 
 

@@ -54,7 +54,7 @@ def rekey(
     options = read_options(os.fspath(path), {"encryption_key": encryption_key, "busy_timeout": busy_timeout})
     wanted = read_options(os.fspath(path), {"encryption_key": new_encryption_key})
     if options.backend != "sqlite":
-        raise ConfigError("path: only the file of a SQLite store can be encrypted")
+        raise ConfigError("path: only a SQLite file can be encrypted, and no store in memory or on a server")
     if options.encryption_key is None and wanted.encryption_key is None:
         raise ConfigError("new_encryption_key: neither an old key nor a new one was given, so there is nothing to do")
     for given in (options, wanted):
