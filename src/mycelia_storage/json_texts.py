@@ -80,7 +80,7 @@ class JsonWindow:
     """The part of a JSON text that is being looked at. `number` is the item that is being read, from 1."""
 
     def __init__(self, stream: BufferedReader) -> None:
-        self.number = 0
+        self.number: int = 0
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._has_bad_bytes = False  # somewhere in the text

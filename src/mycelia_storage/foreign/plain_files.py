@@ -35,7 +35,7 @@ class PlainFile:
             self.stream: BufferedReader = open(path, "rb")  # noqa: SIM115  the stack closes it
             stack.callback(self.stream.close)
             self._before = self._state()
-        self.size = self._before[0]
+        self.size: int = self._before[0]
 
     def piece(self, place: int, size: int) -> bytes:
         """So many bytes from there. Raises StorageCorruptError where they are not all there."""

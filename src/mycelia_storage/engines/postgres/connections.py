@@ -205,13 +205,14 @@ class Connections:
         self._conninfo = conninfo
         self._where = where
         self._clock = clock
-        self._least, self.most = least, most
+        self._least = least
+        self.most: int = most
         self._patience = patience
         self._settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": prepare_threshold}
         self._last_failure: tuple[float, psycopg.Error] | None = None
         # Of transactions that nobody has any more. The garbage collector put them here, which must not take a lock.
         self.abandoned: deque[Connection] = deque()
-        self.is_closed = False
+        self.is_closed: bool = False
         self._pool = self._new_pool()
 
     def _new_pool(self) -> psycopg_pool.ConnectionPool[Connection]:

@@ -181,7 +181,7 @@ class PostgresSession(Statements):
         self._points = 0
         # Of namespaces, and None for an index of all of them.
         self._unique: set[str | None] = set()
-        self.writes = 0
+        self.writes: int = 0
         # Last: whoever is interrupted before has a connection that no session will give back.
         self._connection: Connection | None = connection
 
