@@ -21,6 +21,7 @@ from children import run, run_together
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mycelia_storage import (
+    CapacityError,
     ConfigError,
     NotAStorageFileError,
     SchemaVersionError,
@@ -610,6 +611,42 @@ def test_a_restore_that_is_cancelled_leaves_the_old_state(store: Storage, tmp_pa
         store.restore(tmp_path / "backup.db", progress=cancel)
     assert store.list_keys() == ["old"]
     store.set("goes on", 1)
+
+
+def test_a_scan_waits_for_a_server_that_is_away_as_a_read_does() -> None:
+    with PostgresServer() as server, open_storage(server.dsn(), schema="s", busy_timeout=20) as store:
+        store.set_many({"a": 1, "b": 2})
+        server.stop()
+        back = threading.Timer(0.5, server.start)
+        back.start()
+        assert [entry.key for entry in store.scan()] == ["a", "b"]
+        back.join()
+        store.check()
+        server.stop()
+    with pytest.raises(StorageUnavailableError):
+        open_storage(server.dsn(), schema="s", busy_timeout=60)  # what is wrong with a target is known at once
+
+
+def test_a_document_beyond_what_the_server_takes_is_told_as_that(store: Storage) -> None:
+    with pytest.raises(CapacityError, match="elements"):
+        store.set("a", [0] * 17_000_000)
+    assert store.list_keys() == []
+    store.set("a", 1)
+
+
+def test_debug_logs_statements_with_their_time_and_never_values(
+    postgres_dsn: str, postgres_schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="mycelia_storage.sql")
+    with open_storage(postgres_dsn, schema=postgres_schema) as store:
+        store.set("a", "quiet")
+    assert caplog.records == []
+    with open_storage(postgres_dsn, schema=postgres_schema, debug=True) as store:
+        store.set("a key", {"password": "opensesame"})
+        store.query(field("password") == "opensesame")
+    texts = [record.getMessage() for record in caplog.records]
+    assert any(" ms  INSERT INTO" in text for text in texts)
+    assert [text for text in texts if "opensesame" in text or "a key" in text] == []
 
 
 # ---- what the surroundings say

@@ -13,6 +13,7 @@ them all (StorageBusyError), or the server is away (StorageUnavailableError).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -27,7 +28,7 @@ import psycopg_pool
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
-from mycelia_storage.engines.limits import is_limited, is_over, time_left, timeout_error
+from mycelia_storage.engines.limits import check_limit, is_limited, is_over, time_left, timeout_error
 from mycelia_storage.engines.postgres import arrays
 from mycelia_storage.engines.postgres.failures import ENDS, cause_of, to_storage_error
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 RV = TypeVar("RV")
 LOG: Final = logging.getLogger("mycelia_storage")
+SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
 
 # A caller who waits for a connection asks for one to be opened so often.
 _SLICE_SECONDS: Final = 0.1
@@ -83,6 +85,20 @@ class Cursor(Protocol):
         ...
 
 
+class TellingCursor(psycopg.RawCursor[TupleRow]):
+    """One that logs each statement with its time, and never what is bound. For `debug=True`."""
+
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        """As the driver does."""
+        started = time.perf_counter()
+        try:
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        finally:
+            SQL_LOG.debug("%.3f ms  %s", (time.perf_counter() - started) * 1000, " ".join(str(query).split()))
+
+
 class Connection(psycopg.Connection[TupleRow]):
     """One connection, with the one cursor that everything runs on, and the flag that a commit was not confirmed."""
 
@@ -95,10 +111,10 @@ class Connection(psycopg.Connection[TupleRow]):
     is_on_standby: bool = False
     _is_ending: bool = False
 
-    def get_ready(self) -> None:
+    def get_ready(self, *, debug: bool = False) -> None:
         """Called once, when it is open."""
         arrays.register(self)  # before the cursor, which takes a copy
-        self.raw = cast("Cursor", psycopg.RawCursor(self))
+        self.raw = cast("Cursor", TellingCursor(self) if debug else psycopg.RawCursor(self))
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.add_notice_handler(self._notice)
@@ -201,7 +217,9 @@ class Connections:
         most: int,
         patience: float,
         prepare_threshold: int | None,
+        debug: bool,
     ) -> None:
+        self._get_ready = functools.partial(Connection.get_ready, debug=debug)
         self._conninfo = conninfo
         self._where = where
         self._clock = clock
@@ -220,7 +238,7 @@ class Connections:
             self._conninfo,
             connection_class=self._class_of_connections(),
             kwargs=self._settings,
-            configure=Connection.get_ready,
+            configure=self._get_ready,
             min_size=self._least,
             max_size=self.most,
             timeout=self._patience,
@@ -258,16 +276,23 @@ class Connections:
         except psycopg_pool.PoolTimeout:
             raise self._why_none(started, self._patience) from None
 
-    def extra(self) -> Connection:
-        """A connection outside the pool, which the caller closes."""
-        if self.is_closed:
-            raise StorageClosedError("the store is closed")
-        try:
-            connection: Connection = Connection.connect(self._conninfo, **self._settings)
-        except psycopg.Error as error:
-            raise to_storage_error(error, self._where) from cause_of(error)
-        connection.get_ready()
-        return connection
+    def extra(self, patience: float | None = None) -> Connection:
+        """A connection outside the pool, which the caller closes; None: it is waited for as `lend` does."""
+        last = time.monotonic() + (self._patience if patience is None else patience)
+        while True:
+            if self.is_closed:
+                raise StorageClosedError("the store is closed")
+            try:
+                connection: Connection = Connection.connect(self._conninfo, **self._settings)
+            except psycopg.Error as error:
+                failure, cause = to_storage_error(error, self._where), cause_of(error)
+            else:
+                self._get_ready(connection)
+                return connection
+            check_limit()
+            if not failure.retryable or time.monotonic() + _SLICE_SECONDS >= last:
+                raise failure from cause
+            time.sleep(_SLICE_SECONDS)
 
     def lend(self, wait: float | None = None) -> Connection:
         """A connection that seems to work; `wait` bounds the wait in seconds.

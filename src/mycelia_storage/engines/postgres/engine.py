@@ -122,6 +122,7 @@ class PostgresEngine:
             most=options.pool_max,
             patience=options.busy_timeout,
             prepare_threshold=options.prepare_threshold,
+            debug=options.debug,
         )
         self._sessions: weakref.WeakSet[PostgresSession] = weakref.WeakSet()
         self._is_closed = False
@@ -132,7 +133,7 @@ class PostgresEngine:
 
     def _make_ready(self, server_clock: ServerClock | None) -> None:
         """On a connection of its own, so that it is known at once what is wrong with a target."""
-        connection = self.connections.extra()
+        connection = self.connections.extra(patience=0)
         try:
             if server_clock is not None:
                 server_clock.ask(connection.raw)

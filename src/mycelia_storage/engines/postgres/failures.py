@@ -95,6 +95,8 @@ _BY_CLASS: Final[dict[str, tuple[type[StorageError], str]]] = {
     "58": (StorageIOError, "the server's system does not work as it should"),
 }
 
+# What the server says of a document that would be more than a gigabyte while it reads it, by no state of its own.
+_TOO_LONG: Final = "invalid memory alloc request size"
 _UNKNOWN: Final = "the commit was not confirmed, and may or may not have happened: read before writing again"
 
 
@@ -142,6 +144,8 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
         return TransactionConflictError(f"{where}: another transaction came between; this one was rolled back")
     if state == CANCELLED:
         return timeout_error() if is_over() else StorageTimeoutError(f"{where}: the server's statement_timeout is over")
+    if state == "XX000" and (error.diag.message_primary or "").startswith(_TOO_LONG):
+        return CapacityError(f"{where}: a value has more members or elements than PostgreSQL can take in one document")
     found = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
     if found is not None:
         return found[0](f"{where}: {found[1]}")
