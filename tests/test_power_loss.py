@@ -283,10 +283,11 @@ def clean_up(play: Play) -> None:
             play.step(lambda: store.set_many(fleeting, ttl=60, **play.durable))  # noqa: B023 - called at once
         play.step(lambda: store.set("stays", 1, ttl=3600, **play.durable))
         play.clock.advance(61)
-        for expected in (64, 56, 0):
-            removed, _ = play.step(lambda: store._home.upkeep.remove_some(None), durable=False)
-            assert removed == expected
+        removed: list[int] = []  # a step is smaller where the one before took long, as on a busy machine
+        while not removed or removed[-1]:
+            removed.append(play.step(lambda: store._home.upkeep.remove_some(None)[0], durable=False))
             play.step(lambda: store.increment("between", **play.durable))
+        assert (sum(removed), len(removed) > 2) == (120, True)
 
 
 def tasks(play: Play) -> None:
