@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from thread_clock import ThreadClock
 
 from mycelia_storage import AsyncStorage, StorageClosedError, open_storage
 from mycelia_storage.aio import at_once
@@ -23,17 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Clock:
-    """Real time, and the threads that asked for it; `delay` makes a read slow."""
-
-    def __init__(self) -> None:
-        self.threads: list[int] = []
-        self.delay = 0.0
-
-    def __call__(self) -> float:
-        self.threads.append(threading.get_ident())
-        time.sleep(self.delay)
-        return time.time()
+class Clock(ThreadClock):
+    """Tells whether a read was made by this very thread."""
 
     def was_here(self) -> bool:
         """Whether what ran last ran on this very thread."""

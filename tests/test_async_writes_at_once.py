@@ -10,12 +10,12 @@ import contextlib
 import itertools
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 from stepping import Held, Workers, line_of
+from thread_clock import ThreadClock
 
 from mycelia_storage import (
     AsyncStorage,
@@ -40,17 +40,8 @@ if TYPE_CHECKING:
     Write = Callable[[AsyncStorage], Coroutine[Any, Any, Any]]
 
 
-class Clock:
-    """Real time, and the threads that asked for it; `delay` makes a write slow."""
-
-    def __init__(self) -> None:
-        self.threads: list[int] = []
-        self.delay = 0.0
-
-    def __call__(self) -> float:
-        self.threads.append(threading.get_ident())
-        time.sleep(self.delay)
-        return time.time()
+class Clock(ThreadClock):
+    """Tells whether writes were made by this very thread."""
 
     def was_here(self) -> bool:
         """Whether what was written since the last look was written by this very thread, and nothing by another."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from terminals import on_terminal
 from typer.main import get_command
 
 from mycelia_storage import open_storage
@@ -62,27 +62,8 @@ class Shell:
 
     def on_terminal(self, *arguments: str) -> tuple[int, str]:
         """The exit code and everything that reached a terminal, from both outputs."""
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*PROGRAM, *arguments],
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            cwd=self.folder,
-            env={**os.environ, "MYCELIA_STORAGE": str(self.path), "TERM": "xterm-256color", "COLUMNS": "200"},
-        )
-        os.close(follower)
-        seen = bytearray()
-        while True:
-            try:
-                data = os.read(leader, 65536)
-            except OSError:  # how Linux says that nobody has the other end open
-                break
-            if not data:
-                break
-            seen += data
-        os.close(leader)
-        return process.wait(60), seen.decode()
+        environment = {"MYCELIA_STORAGE": str(self.path)}
+        return on_terminal([*PROGRAM, *arguments], environment=environment, cwd=self.folder)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import pytest
 from foreign_files import state
+from terminals import on_terminal
 
 from mycelia_storage import open_storage
 from mycelia_storage.cli import main
@@ -155,27 +154,8 @@ def test_what_cannot_be_makes_no_store(
 
 
 def test_a_person_is_told_in_lines(people: Path, tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mycelia_storage.cli", "import-from", "tinydb", str(people), "--on-error", "skip"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        cwd=tmp_path,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "MYCELIA_STORAGE": "store.db"},
-    )
-    os.close(follower)
-    seen = bytearray()
-    while True:
-        try:
-            data = os.read(leader, 65536)
-        except OSError:  # how Linux says that nobody has the other end open
-            break
-        if not data:
-            break
-        seen += data
-    os.close(leader)
-    text = seen.decode()
-    assert process.wait(60) == 1, text
+    command = [sys.executable, "-m", "mycelia_storage.cli", "import-from", "tinydb", str(people), "--on-error", "skip"]
+    code, text = on_terminal(command, environment={"MYCELIA_STORAGE": "store.db"}, cwd=tmp_path)
+    assert code == 1, text
     assert "'1' in namespace 'cats': $.n: an integer beyond 64 bits" in text
     assert "2 written; 1 bad" in text

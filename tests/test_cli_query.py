@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import random
 import re
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from terminals import on_terminal
 from typer.main import get_command
 
 from mycelia_storage import field, open_storage, path
@@ -82,27 +82,10 @@ class Runner:
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def on_terminal(self, *arguments: str, width: int = 100) -> tuple[int, str]:
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*PROGRAM, *arguments],
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env={**os.environ, "MYCELIA_STORAGE": str(self.path), "TERM": "xterm", "COLUMNS": str(width)},
-        )
-        os.close(follower)
-        seen = bytearray()
-        while True:
-            try:
-                data = os.read(leader, 65536)
-            except OSError:  # how Linux says that nobody has the other end open
-                break
-            if not data:
-                break
-            seen += data
-        os.close(leader)
+        environment = {"MYCELIA_STORAGE": str(self.path), "TERM": "xterm"}
+        code, seen = on_terminal([*PROGRAM, *arguments], environment=environment, width=width)
         # Without bold and colours, which are the command's own.
-        return process.wait(60), re.sub(r"\x1b\[[0-9;]*m", "", seen.decode())
+        return code, re.sub(r"\x1b\[[0-9;]*m", "", seen)
 
     def refused(self, *arguments: str) -> str:
         """The one line in which a wrong command ends."""

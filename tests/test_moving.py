@@ -243,7 +243,8 @@ def test_a_cancelled_copy_goes_on_where_it_was(pair: tuple[Storage, Storage], sm
     assert contents(target) == contents(source)
 
 
-def test_a_copy_of_a_changed_source_takes_up_what_changed(pair: tuple[Storage, Storage], small_steps: None) -> None:
+def copied_and_changed(pair: tuple[Storage, Storage]) -> tuple[Storage, Storage]:
+    """A source that has changed in every way since it was copied."""
     source, target = pair
     fill(source)
     source.set("a", 1, namespace="goes")
@@ -251,6 +252,11 @@ def test_a_copy_of_a_changed_source_takes_up_what_changed(pair: tuple[Storage, S
     source.create_index("x", namespace="goes")
     copy(source, target)
     change(source)
+    return pair
+
+
+def test_a_copy_of_a_changed_source_takes_up_what_changed(pair: tuple[Storage, Storage], small_steps: None) -> None:
+    source, target = copied_and_changed(pair)
     report = copy(source, target)
     assert contents(target)["rows"] == contents(source)["rows"]
     assert contents(target) == contents(source)
@@ -259,13 +265,7 @@ def test_a_copy_of_a_changed_source_takes_up_what_changed(pair: tuple[Storage, S
 
 
 def test_catching_up_finds_everything(pair: tuple[Storage, Storage], small_steps: None) -> None:
-    source, target = pair
-    fill(source)
-    source.set("a", 1, namespace="goes")
-    source.create_index("number", name="index")
-    source.create_index("x", namespace="goes")
-    copy(source, target)
-    change(source)
+    source, target = copied_and_changed(pair)
     report = catch_up(source, target)
     assert contents(target) == contents(source)
     assert report.written == report.verified == 8

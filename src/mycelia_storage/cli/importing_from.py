@@ -5,6 +5,7 @@ Called by `app`, where it is a command.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +23,8 @@ from mycelia_storage.foreign.importing import require_source
 from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mycelia_storage import Storage
 
 _NOTHING = ImportReport("", None, 0, 0, 0, 0, 0, 0, 0, (), (), (), False)
@@ -53,36 +56,20 @@ def import_from_library(
     """Take over what sqlitedict, diskcache, shelve or tinydb have stored at PATH."""
     require_source(kind, path, namespace, table)
     started = time.monotonic()
-    last = _NOTHING
-    stopped: str | None = None
     with _open(context, is_dry=dry_run) as store, entries_bar() as show:
-
-        def follow(report: ImportReport) -> None:
-            nonlocal last
-            last = report
-            show(report.read, report.total)
-
-        try:
-            last = import_from(
-                store,
-                kind,
-                path,
-                namespace=namespace,
-                table=table,
-                existing=existing,
-                on_error=on_error,
-                dry_run=dry_run,
-                batch_size=batch_size,
-                progress=follow,
-            )
-        except BatchError as error:
-            stopped = str(error)
-        except StorageError as error:
-            if not last.written or dry_run:
-                raise
-            raise CommandError(f"{error} ({_stored(last)})", exit_code_of(error)) from error
-        except KeyboardInterrupt:
-            raise CommandError(f"interrupted ({_stored(last)})", INTERRUPTED) from None
+        run = functools.partial(
+            import_from,
+            store,
+            kind,
+            path,
+            namespace=namespace,
+            table=table,
+            existing=existing,
+            on_error=on_error,
+            dry_run=dry_run,
+            batch_size=batch_size,
+        )
+        last, stopped = _followed(run, show, is_dry=dry_run)
     seconds = time.monotonic() - started
     facts = {"path": path, **msgspec.to_builtins(last), "seconds": round(seconds, 3)}
     output.show_problems(facts, _lines(last, path, seconds))
@@ -91,6 +78,29 @@ def import_from_library(
     if last.failed:
         were = "was" if last.failed == 1 else "were"
         raise InputError(f"{output.counted(last.failed, 'bad entry', 'bad entries')} {were} left out")
+
+
+def _followed(
+    run: functools.partial[ImportReport], show: Callable[[int, int | None], object], *, is_dry: bool
+) -> tuple[ImportReport, str | None]:
+    """Run an import; its last report, and why it was stopped at a bad entry. Any other end tells what is stored."""
+    last = _NOTHING
+
+    def follow(report: ImportReport) -> None:
+        nonlocal last
+        last = report
+        show(report.read, report.total)
+
+    try:
+        return run(progress=follow), None
+    except BatchError as error:
+        return last, str(error)
+    except StorageError as error:
+        if not last.written or is_dry:
+            raise
+        raise CommandError(f"{error} ({_stored(last)})", exit_code_of(error)) from error
+    except KeyboardInterrupt:
+        raise CommandError(f"interrupted ({_stored(last)})", INTERRUPTED) from None
 
 
 def _open(context: typer.Context, *, is_dry: bool) -> Storage:

@@ -13,11 +13,11 @@ So this is a machine of its own. Its rules:
 1. It knows the opcodes of plain data: None, bool, int, float, str, list, tuple, dict. It imports nothing, looks nothing
    up and calls nothing that a pickle names.
 2. An opcode that would name, make or change any other object (GLOBAL, REDUCE, BUILD, EXT1, PERSID, …) takes from the
-   stack what it has to, and leaves an `_Other` there, which knows only what it would have been called. So the rest is
+   stack what it has to, and leaves an `Other` there, which knows only what it would have been called. So the rest is
    read to its end, and the report names the place: `$.created: a datetime.datetime`.
 3. A length is held against what is there before anything is read or reserved. The memo is a dict. Keys of objects are
    texts; nothing else is ever hashed.
-4. Nothing here is recursive but `_Survey`, which stops at the depth that a document may have. It looks at each list and
+4. Nothing here is recursive but `Survey`, which stops at the depth that a document may have. It looks at each list and
    object once, however often a pickle shares it, and adds up how long the JSON would be: a kilobyte can spell more
    than fits on any disk.
 """
@@ -28,8 +28,9 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from mycelia_storage.codec import MAX_DEPTH, hint_for, show_path
+from mycelia_storage.codec import MAX_DEPTH
 from mycelia_storage.foreign.found import NotPlainError
+from mycelia_storage.foreign.survey import LONG_INT, WRONG_KEY, Other, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,27 +46,13 @@ _LONGEST_NUMBER: Final = 400  # characters of a float, or of an integer with lea
 _LONGEST_NAME: Final = 80
 _LONG_TEXT: Final = 100
 _INT_BYTES: Final = 9  # of an integer that may fit 64 bits
-_WRONG_KEY: Final = object()  # stands in a dict for the keys that are no texts
 _BYTES: Final = "bytes"
-_LONG_INT: Final = "int beyond 64 bits"
 
 # What the repr of an 8-bit string of Python 2 holds, and nothing more.
 _ESCAPE: Final = re.compile(rb"\\(x[0-9a-fA-F]{2}|[\\'\"nrt])")
 _UNBROKEN: Final = re.compile(rb"(?:[^\\]|\\(?:x[0-9a-fA-F]{2}|[\\'\"nrt]))*", re.DOTALL)
 _ESCAPED: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _PRINTABLE: Final = re.compile(r"[^ -~]")
-
-
-class _Other:
-    """Stands for an object that is no plain data. It is never made: this is what it would have been called."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 def read_pickle(data: bytes, limit: int) -> Any:
@@ -75,7 +62,7 @@ def read_pickle(data: bytes, limit: int) -> Any:
     machine = _Machine(data)
     value = machine.run()
     if machine.is_suspicious:
-        _Survey(limit).look_at(value)
+        Survey(limit).look_at(value)
     return value
 
 
@@ -150,7 +137,7 @@ class _Machine:
     def push_other(self, name: str) -> None:
         self.is_suspicious = True
         self.count()
-        self.stack.append(_Other(name))
+        self.stack.append(Other(name))
 
     def push_container(self, value: object) -> None:
         self.count()
@@ -220,11 +207,11 @@ class _Machine:
                 target[key] = items[at + 1]
             else:
                 self.is_suspicious = True
-                target[_WRONG_KEY] = key.name if isinstance(key, _Other) else type(key).__name__
+                target[WRONG_KEY] = key.name if isinstance(key, Other) else type(key).__name__
 
     def require_other(self, target: object) -> None:
         """An object that is not made takes whatever is added to it; plain data takes only what it can hold."""
-        if not isinstance(target, _Other):
+        if not isinstance(target, Other):
             self.fail(f"{type(target).__name__} cannot take what an opcode adds to it")
 
 
@@ -245,7 +232,7 @@ def _long(vm: _Machine) -> None:
 
 def _push_decimal(vm: _Machine, text: bytes) -> None:
     if len(text) > _LONGEST_NUMBER:
-        vm.push_other(_LONG_INT)
+        vm.push_other(LONG_INT)
         return
     try:
         vm.push(int(text, 0))  # as the standard library reads it
@@ -256,7 +243,7 @@ def _push_decimal(vm: _Machine, text: bytes) -> None:
 def _push_binary(vm: _Machine, size: int) -> None:
     if size > _INT_BYTES:
         vm.skip(size)
-        vm.push_other(_LONG_INT)
+        vm.push_other(LONG_INT)
     else:
         vm.push(int.from_bytes(vm.take(size), "little", signed=True))
 
@@ -417,7 +404,7 @@ def _index(vm: _Machine) -> int:
     return int(text)
 
 
-# ---- opcodes of everything else, which leave an `_Other`
+# ---- opcodes of everything else, which leave an `Other`
 
 
 def _bytes(width: int) -> Callable[[_Machine], None]:
@@ -475,7 +462,7 @@ def _reduce(vm: _Machine) -> None:
 
 
 def _called(vm: _Machine, called: object) -> str:
-    if not isinstance(called, _Other):
+    if not isinstance(called, Other):
         vm.fail("it calls what nobody can call")
     return called.name
 
@@ -601,72 +588,3 @@ _OPCODES: Final[dict[int, Callable[[_Machine], None]]] = {
         ("\x98", lambda vm: vm.require_other(vm.top())),
     )
 }
-
-
-class _FoundError(Exception):
-    """Something that is no plain data. The way to it grows while the survey goes back up: innermost first."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.segments: list[str | int] = []
-
-
-class _Survey:
-    """A look at a whole value: objects that are none, what contains itself, what is too deep or too long."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._measured: dict[int, tuple[int, int]] = {}  # by id: how deep, and how long the JSON is at least
-        self._open: set[int] = set()
-
-    def look_at(self, value: object) -> None:
-        try:
-            _, length = self._measure(value, 0)
-        except _FoundError as found:
-            raise NotPlainError(f"${show_path(reversed(found.segments))}: {found.reason}") from None
-        if length > self._limit:
-            raise NotPlainError(f"it spells more than {self._limit:,} bytes of JSON, the limit of a value")
-
-    def _measure(self, value: object, depth: int) -> tuple[int, int]:
-        if type(value) is str:
-            return 0, len(value) + 2
-        if isinstance(value, _Other):
-            raise _FoundError(_other_reason(value.name))
-        if not isinstance(value, dict | list | tuple):
-            return 0, 1
-        known = self._measured.get(id(value))
-        if known is None:
-            if id(value) in self._open:
-                raise _FoundError("it contains itself")
-            if depth >= MAX_DEPTH:
-                raise _FoundError(f"nested more than {MAX_DEPTH} deep")
-            self._open.add(id(value))
-            known = self._measure_members(value, depth + 1)
-            self._open.discard(id(value))
-            self._measured[id(value)] = known
-        if depth + known[0] > MAX_DEPTH:
-            raise _FoundError(f"nested more than {MAX_DEPTH} deep")
-        return known
-
-    def _measure_members(self, value: dict[Any, Any] | list[Any] | tuple[Any, ...], depth: int) -> tuple[int, int]:
-        height, length = 0, 2
-        members: Any = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, member in members:
-            if name is _WRONG_KEY:
-                raise _FoundError(f"a key is of type {member}, and a key is a str: convert it with str()")
-            try:
-                below, long = self._measure(member, depth)
-            except _FoundError as found:
-                found.segments.append(name)
-                raise
-            height = max(height, below)
-            # Held down, or sharing would make it a number of a thousand digits.
-            length = min(length + long + (len(name) + 4 if type(name) is str else 1), self._limit + 1)
-        return height + 1, length
-
-
-def _other_reason(name: str) -> str:
-    if name == _LONG_INT:
-        return "an integer beyond 64 bits: convert it to str"
-    return f"{name} is not JSON: {hint_for(name.rpartition('.')[2])}"
