@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import apsw
 import pytest
 from faults import no_hang
-from faulty import TYPES, WORKLOADS, Run, begin, state_of
+from faulty import TYPES, WORKLOADS, Run, begin, copies, state_of
 
 from mycelia_storage import (
     AsyncStorage,
@@ -273,6 +273,17 @@ def test_an_error_at_any_statement_is_typed_and_leaves_the_store_usable(
             runs += 1
     print(f"{case.name}: {runs} runs; {dict(errors)}")
     assert errors
+
+
+def test_settings_of_whole_files_fail_as_statements_do(original: Path) -> None:
+    """They are read between the steps of a copy, where callers' own code runs too, whose errors stay as they are."""
+    counting = Trap()
+    once(original, copies, counting)
+    asked = ('pragma "page_', "PRAGMA synchronous=OFF")
+    places = [at for at, statement in enumerate(counting.seen, 1) if statement.startswith(asked)]
+    assert len(places) > 8
+    for at in places:
+        once(original, copies, Trap(at, damaged_text))
 
 
 # ---- what is not a statement

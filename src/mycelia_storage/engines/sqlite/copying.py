@@ -235,7 +235,9 @@ def prepared(
         copy = stack.enter_context(file_beside(beside))
         connection = _bring(path, copy, options, teller, stack)
         _make_sound(connection, path, options, teller)
-        if shape is not None and vars(Shape(connection)) != vars(shape):
+        with failing_as(path):
+            is_alike = shape is None or vars(Shape(connection)) == vars(shape)
+        if not is_alike:
             other = stack.enter_context(file_beside(beside))
             with failing_as(path):
                 rebuilt = open_writer(other, options)
@@ -254,7 +256,8 @@ def rebuild(
     """
     with failing_as(path):
         version = schema.verify(source, path)
-    with teller.telling(source, "copying", source.pragma("page_count")), failing_as(path):
+        pages = source.pragma("page_count")
+    with teller.telling(source, "copying", pages), failing_as(path):
         target.execute("PRAGMA synchronous=OFF")
         if shape is not None:
             target.execute(f"PRAGMA page_size={shape.page_size}")
@@ -299,7 +302,8 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
             check_structure(source, f"{path}: the file is damaged", teller)
             rebuild(source, target, path, teller)
         else:
-            target.execute("PRAGMA synchronous=OFF")
+            with failing_as(path):
+                target.execute("PRAGMA synchronous=OFF")
             copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
     if not size_of(path + "-wal") and _state(path) != before:
         raise StorageBusyError(f"{path}: the file was changed while it was read: make a backup, and restore that")

@@ -41,7 +41,7 @@ from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
-from mycelia_storage.engines.sqlite.telling import Teller
+from mycelia_storage.engines.sqlite.telling import Teller, failing_as
 from mycelia_storage.engines.sqlite.trust import COMMIT, begin_to_write
 from mycelia_storage.engines.sqlite.writer import Writer
 from mycelia_storage.errors import (
@@ -413,16 +413,16 @@ class SQLiteEngine:
 
     def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
         """Copy the file, as it is at one moment, while others write."""
-        teller = Teller(progress)
+        teller, what = Teller(progress), f"{self.path} to {path}"
         with copying.new_file(path, self._options, overwrite=overwrite, store=self.path) as target:
             lending = self._lend_apart()
             try:
-                # Pages that are encrypted cannot become those of a file with others.
-                target.pragma("page_size", lending.connection.pragma("page_size"))
+                with failing_as(what):  # pages that are encrypted cannot become those of a file with others
+                    target.pragma("page_size", lending.connection.pragma("page_size"))
                 copying.copy_pages(
                     lending.connection,
                     target,
-                    f"{self.path} to {path}",
+                    what,
                     lambda done, total: teller.tell("copying", done, total),
                     lambda: lending,
                 )

@@ -262,7 +262,9 @@ class Beside(Generic[T]):
 
 
 def _look_at_once(connection: apsw.Connection, what: str, teller: Teller, others: Sequence[apsw.Connection]) -> None:
-    stopped, caller, pages = threading.Event(), threading.get_ident(), connection.pragma("page_count")
+    stopped, caller = threading.Event(), threading.get_ident()
+    with failing_as(what):
+        pages = connection.pragma("page_count")
 
     def go_on() -> None:
         if stopped.is_set():
