@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
+    from mycelia_storage.testing import FakeClock
+
     Write = Callable[[], Any]
 
 
@@ -142,6 +144,37 @@ def test_calls_that_are_handed_over_together_share_one_commit(logged_store: Stor
     logged_store._share(calls)
     assert sql.of("BEGIN", "COMMIT") == ["BEGIN", "COMMIT"]
     assert [call.result for call in calls] == list(range(1, 101))
+
+
+def test_what_a_shared_commit_knows_of_a_namespace_is_forgotten_with_it(any_store: Storage) -> None:
+    store = any_store
+    for _ in range(2):
+        calls = [Call(lambda verbs, key=key: Verbs.set(verbs, key, 1, namespace="passing")) for key in "ab"]
+        store._share(calls)
+        assert "passing" in store.list_namespaces()
+        store.check()
+        store.delete_namespace("passing", recursive=True)
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_a_version_is_greater_than_one_that_was_removed_in_the_same_commit_or_between_two(
+    any_store: Storage, clock: FakeClock, is_apart: bool
+) -> None:
+    """What lay ahead of the clock and was removed is a floor for what comes."""
+    store = any_store
+    clock.advance(3_600)
+    ahead = store.set("ahead", 1)
+    clock.advance(-3_600)
+    before, remove, after = (
+        Call(lambda verbs: Verbs.set(verbs, "other", 1)),
+        Call(lambda verbs: Verbs.delete(verbs, "ahead")),
+        Call(lambda verbs: Verbs.set(verbs, "ahead", 2)),
+    )
+    for calls in [[before], [remove], [after]] if is_apart else [[before, remove, after]]:
+        store._share(calls)
+    assert remove.result is True
+    assert after.result > ahead
+    assert store.get_entry("ahead").version == after.result
 
 
 def test_a_lone_caller_runs_one_statement(logged_store: Storage, sql: SqlLog) -> None:

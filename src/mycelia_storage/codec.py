@@ -19,7 +19,7 @@ import marshal
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import orjson
@@ -73,13 +73,13 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
     Raises InvalidValueError that names the place inside the value, beginning with `what`.
     """
     try:
-        exact = marshal.dumps(cast("Any", value), 2)
-        text = orjson.dumps(value, option=_FAST).decode()
+        exact = marshal.dumps(value, 2)  # type: ignore[arg-type]  # it says what it does not take
+        text = orjson.dumps(value, None, _FAST).decode()
     except (ValueError, TypeError, RecursionError):
         text = _encode_carefully(value, what)
     else:
         if (
-            ("null" in text and (b"\x7f" in exact or b"\xff" in exact) and _PERHAPS_NOT_FINITE.search(exact))
+            ("null" in text and (0x7F in exact or 0xFF in exact) and _PERHAPS_NOT_FINITE.search(exact))
             or ("\\" in text and "\\u0000" in text)
             or (len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH)
         ):

@@ -116,6 +116,19 @@ class Verbs(Finding):
         encoded = None if metadata is None else self._encode_metadata(metadata)
         if ttl is None and overwrite and if_version is None and not durable:
             return self._writing().put(namespace, ((key, text, encoded, None),), self._now())[0]
+        return self._set_step(namespace, (key, text, encoded), ttl, overwrite, if_version, durable)
+
+    def _set_step(
+        self,
+        namespace: str,
+        put: tuple[str, str, str | None],
+        ttl: float | timedelta | None,
+        overwrite: bool,
+        if_version: int | None,
+        durable: bool | None,
+    ) -> int:
+        """A `set` that takes more than one statement. Not within `set`, where the step's variables would cost it."""
+        key, text, encoded = put
         if if_version is not None and not overwrite:
             raise TypeError("overwrite=False and if_version exclude each other: if_version=0 says the same")
         lasting, expected = ttl_ms(ttl), check_if_version(if_version)

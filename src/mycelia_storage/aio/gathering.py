@@ -14,21 +14,24 @@ disk. So a few small writes are tried on the loop's own thread first, within the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from mycelia_storage.aio.jobs import Write, nothing, resolve
+from mycelia_storage.aio.jobs import Write, resolve, upkeep
 from mycelia_storage.engines.limits import hurrying
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from mycelia_storage.aio.threads import Writer
     from mycelia_storage.storage import Storage
+
+R = TypeVar("R")
 
 # More than so many share the way to the thread, and would hold up the loop for longer than a way takes.
 _FEW: Final = 16
@@ -48,23 +51,29 @@ class Gathering:
         # have something for the thread at any point.
         self.lock: AbstractContextManager[object] = threading.RLock()
         # Only a loop's own thread makes its entry, adds to it and removes it; so it needs no lock for adding.
-        self._by_loop: dict[asyncio.AbstractEventLoop, deque[Write]] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, _Turn] = {}
 
-    def add(self, job: Write, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a call run together with all that come in this turn of the loop, whose thread this is."""
-        gathered = self._by_loop.get(loop)
-        if gathered is None:
-            gathered = self._by_loop[loop] = deque()
+    def add(
+        self, verb: Callable[..., R], arguments: Sequence[Any], options: Mapping[str, Any], *, is_small: bool
+    ) -> asyncio.Future[R]:
+        """Have a verb called together with all that come in this turn of the running loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        turn = self._by_loop.get(loop)
+        if turn is None:
+            turn = self._by_loop[loop] = _Turn()
             loop.call_soon(self._run, loop)
-        gathered.append(job)
+        durable = "durable" in options and options["durable"] is True
+        turn.jobs.append(Write(verb, arguments, options, future, turn.since, durable, is_small and not durable))
+        return future
 
     def __bool__(self) -> bool:
-        return any(self._by_loop.copy().values())
+        return any(turn.jobs for turn in self._by_loop.copy().values())
 
     def take(self) -> list[Write]:
         """What is gathered, to go to the thread before anything else. From any thread, a destructor's included."""
         with self.lock:
-            return [job for gathered in self._by_loop.copy().values() for job in _all_of(gathered)]
+            return [job for turn in self._by_loop.copy().values() for job in turn.take()]
 
     def forget(self) -> None:
         """In the child of a fork: what was gathered is the parent's, and so is whoever had the lock."""
@@ -73,7 +82,8 @@ class Gathering:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         with self.lock:
-            jobs = _all_of(self._by_loop.pop(loop, deque()))
+            turn = self._by_loop.pop(loop, None)
+            jobs = [] if turn is None else list(turn.jobs)  # nobody else can have it any more
         if 0 < len(jobs) <= _FEW and self._writer.is_idle() and monotonic() >= self._by_thread_until:
             jobs = self._run_at_once(jobs)
         if jobs:
@@ -99,12 +109,22 @@ class Gathering:
                 self._by_thread_until = now + _BY_THREAD_FOR
             resolve([job for job in jobs if job.is_done])
         left = [job for job in jobs if not job.is_done]
-        return [*left, Write(nothing, None)] if is_upkeep_due else left
+        return [*left, upkeep()] if is_upkeep_due else left
 
 
-def _all_of(gathered: deque[Write]) -> list[Write]:
-    jobs: list[Write] = []
-    with contextlib.suppress(IndexError):
-        while True:
-            jobs.append(gathered.popleft())
-    return jobs
+class _Turn:
+    """What came in one turn of a loop, and when that began."""
+
+    __slots__ = ("jobs", "since")
+
+    def __init__(self) -> None:
+        self.jobs: deque[Write] = deque()
+        self.since: float = monotonic()
+
+    def take(self) -> list[Write]:
+        """All of it, once: the loop's thread may add something meanwhile, or another thread take it."""
+        jobs: list[Write] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                jobs.append(self.jobs.popleft())
+        return jobs

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError
 from mycelia_storage.sharing import Call
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from queue import SimpleQueue
 
     from mycelia_storage.engines.engine import Primitives
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+NO_OPTIONS: Final[Mapping[str, Any]] = {}
 
 
 class _Handed:
@@ -74,35 +76,52 @@ class Task(Read):
 class Write(_Handed, Call):
     """A write that may share its commit. `is_small`: it writes a few rows, and need not be durable."""
 
-    __slots__ = ("future", "is_small", "since")
+    __slots__ = ("arguments", "future", "is_small", "options", "since")
 
     def __init__(
         self,
-        function: Callable[[Any], Any],
+        verb: Callable[..., Any],
+        arguments: Sequence[Any],
+        options: Mapping[str, Any],
         future: asyncio.Future[Any] | None,
-        *,
-        durable: bool = False,
-        is_small: bool = False,
+        since: float,
+        durable: bool,
+        is_small: bool,
     ) -> None:
-        # As a `Call` does, but without a reference of the call to itself.
-        self.function: Callable[[Any], Any] = function
+        # As a `Call` does, but without a reference of the call to itself, and without a closure for each: what is
+        # made for each of many calls costs most when it is collected.
+        self.function: Callable[..., Any] = verb
+        self.arguments: Sequence[Any] = arguments
+        self.options: Mapping[str, Any] = options
         self.durable: bool = durable
         self.result: Any = None
         self.error: BaseException | None = None
         self.is_done: bool = False
         self.future: asyncio.Future[Any] | None = future
         self.is_small: bool = is_small
-        self.since: float = monotonic()
+        self.since: float = since
 
     def step(self, rows: Primitives, now: int) -> Any:
         """What a member does; no attribute here, which would make a circle of the call and its method."""
         verbs = self.verbs
         verbs._rows, verbs._time = rows, now  # as `on` does, with one call less
-        return self.function(verbs)
+        options = self.options
+        if options:
+            return self.function(verbs, *self.arguments, **options)
+        return self.function(verbs, *self.arguments)
 
     def finish(self) -> None:
         """As a member does. What to run is kept, since it may be tried again."""
         self.is_done = True
+
+    def forget(self) -> None:
+        """It will not be tried again: an error that somebody keeps may know it, and it knows what it was given."""
+        self.function, self.arguments, self.options = nothing, (), NO_OPTIONS
+
+
+def upkeep() -> Write:
+    """A write that writes nothing: what is due after one is seen to."""
+    return Write(nothing, (), NO_OPTIONS, None, monotonic(), False, False)
 
 
 # A call on its way.
@@ -162,8 +181,9 @@ def deliver(jobs: Sequence[Job]) -> None:
     of_loop: list[Job] = []
     by_loop: list[tuple[asyncio.AbstractEventLoop, list[Job]]] = []
     for job in jobs:
-        if job.future is not None:
-            loop = job.future.get_loop()
+        future = job.future
+        if future is not None:
+            loop = future.get_loop()
             if loop is not last:
                 last, of_loop = loop, []
                 by_loop.append((loop, of_loop))
@@ -202,13 +222,14 @@ def share(storage: Storage, jobs: list[Write], busy_timeout: float) -> list[Writ
         for job in jobs:
             job.error = job.error or error
     again: list[Write] = []
-    now = monotonic()
-    for job in jobs:
-        if job.error is not None and isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
-            job.error, job.is_done = None, False
-            again.append(job)
-        else:
-            job.function = nothing
+    if any(job.error is not None for job in jobs):
+        now = monotonic()
+        for job in jobs:
+            if job.error is not None and isinstance(job.error, StorageBusyError) and now < job.since + busy_timeout:
+                job.error, job.is_done = None, False
+                again.append(job)
+            else:
+                job.forget()
     return again
 
 

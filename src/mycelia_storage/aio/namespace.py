@@ -22,7 +22,7 @@ from mycelia_storage.aio.verbs import (
 from mycelia_storage.namespace import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mycelia_storage.aio.at_once import AtOnce
     from mycelia_storage.aio.jobs import Job
@@ -103,8 +103,13 @@ class AsyncNamespace(Generic[T]):
     def _query(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._query(lambda verbs: function(self._view.within(verbs)))
 
-    def _write(self, function: Callable[[Namespace[T]], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
-        return self._front._write(lambda verbs: function(self._view.within(verbs)), durable=durable, is_small=is_small)
+    def _write(
+        self, verb: Callable[..., R], arguments: Sequence[Any], options: Mapping[str, Any], /, *, is_small: bool
+    ) -> Awaitable[R]:
+        def within(verbs: Any, *arguments: Any, **options: Any) -> R:
+            return verb(self._view.within(verbs), *arguments, **options)
+
+        return self._front._write(within, arguments, options, is_small=is_small)
 
     def _write_alone(self, function: Callable[[Namespace[T]], R], /) -> Awaitable[R]:
         return self._front._write_alone(lambda verbs: function(self._view.within(verbs)))

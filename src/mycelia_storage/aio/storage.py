@@ -13,7 +13,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.at_once import AtOnce
-from mycelia_storage.aio.jobs import Read, Task, Write
+from mycelia_storage.aio.jobs import Read, Task
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.threads import Threads, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
@@ -26,7 +26,7 @@ from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
     from datetime import timedelta
     from os import PathLike
     from types import TracebackType
@@ -244,14 +244,12 @@ class AsyncStorage(AsyncVerbs):
             limit.cancel()
             raise
 
-    def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
+    def _write(
+        self, verb: Callable[..., R], arguments: Sequence[Any], options: Mapping[str, Any], /, *, is_small: bool
+    ) -> Awaitable[R]:
         if self._inside or self._threads.is_closed:
             self._check()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        job = Write(function, future, durable=durable, is_small=is_small and not durable)
-        self._threads.writer.gathering.add(job, loop)
-        return future
+        return self._threads.writer.gathering.add(verb, arguments, options, is_small=is_small)
 
     def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         self._check()

@@ -158,7 +158,9 @@ class Writer:
         self.is_over: bool = False
         # What tasks want to have written goes through here.
         self.gathering: Gathering = Gathering(threads.storage, self)
-        self._unanswered: set[Job] = set()
+        # So many calls the thread was given, which is counted under the lock, and so many it has answered.
+        self._given = 0
+        self._answered = 0
         # Only for the thread itself.
         self._open: Session | None = None
         self._own: deque[Job] = deque()
@@ -174,17 +176,17 @@ class Writer:
         with self.gathering.lock:
             if self._thread is None:
                 self._start()
-            self._unanswered.update(jobs)
+            self._given += len(jobs)
             self._queue.put(jobs)
         if self.is_over:
             self.refuse_rest()
 
     def is_idle(self) -> bool:
         """Whether all that the thread was given is answered."""
-        return not self._unanswered
+        return self._answered == self._given
 
     def _answer(self, jobs: Sequence[Job]) -> None:
-        self._unanswered.difference_update(jobs)  # first: whoever hears of it may write again at once
+        self._answered += len(jobs)  # first: whoever hears of it may write again at once
         deliver(jobs)
 
     def _start(self) -> None:
@@ -295,9 +297,10 @@ class Writer:
         waiting, alone, together = self._waiting, None, list[Write]()
         while waiting and len(together) < _WRITES_TOGETHER:
             job = waiting.popleft()
-            if job.future is not None and job.future.done():
+            future = job.future
+            if future is not None and future.done():
                 self._answer([job])  # nobody waits for it any more
-            elif isinstance(job, Write):
+            elif type(job) is Write:
                 together.append(job)
             elif together:
                 waiting.appendleft(job)

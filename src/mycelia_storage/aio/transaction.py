@@ -21,7 +21,7 @@ from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, TransactionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import TypeForm
@@ -246,9 +246,11 @@ class AsyncTransaction(AsyncVerbs):
     async def _query(self, function: Callable[[Any], R], /) -> R:
         return await self._run(function, is_read=True)
 
-    async def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> R:
-        del durable, is_small  # the first of which the verb refuses
-        return await self._run(function)
+    async def _write(
+        self, verb: Callable[..., R], arguments: Sequence[Any], options: Mapping[str, Any], /, *, is_small: bool
+    ) -> R:
+        del is_small
+        return await self._run(lambda transaction: verb(transaction, *arguments, **options))
 
     async def _write_alone(self, function: Callable[[Any], R], /) -> R:
         return await self._run(function)

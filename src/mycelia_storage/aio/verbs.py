@@ -53,8 +53,16 @@ class Front(Protocol[V_co]):
         """Run a read that may take long. It is stopped when the caller is cancelled."""
         ...
 
-    def _write(self, function: Callable[[V_co], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
-        """Run a write, which may share its commit with others. `is_small`: it is one of a few rows."""
+    def _write(
+        self,
+        verb: Callable[Concatenate[V_co, ...], R],
+        arguments: Sequence[Any],
+        options: Mapping[str, Any],
+        /,
+        *,
+        is_small: bool,
+    ) -> Awaitable[R]:
+        """Call a verb that writes, which may share its commit with others. `is_small`: it writes a few rows."""
         ...
 
     def _write_alone(self, function: Callable[[V_co], R], /) -> Awaitable[R]:
@@ -123,8 +131,7 @@ def writing(
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
-        durable = options.get("durable") is True
-        return await self._write(lambda verbs: verb(verbs, *args, **options), durable=durable, is_small=True)
+        return await self._write(verb, args, options, is_small=True)
 
     return call
 
@@ -140,11 +147,9 @@ def writing_many(
 
     @functools.wraps(verb)
     async def call(self: Front[V], /, *args: P.args, **options: P.kwargs) -> R:
-        durable = options.get("durable") is True
-        again: Any = [_drawn(part) for part in args]
-        named: Any = {name: _drawn(part) for name, part in options.items()}
-        written: Callable[..., R] = verb
-        return await self._write(lambda verbs: written(verbs, *again, **named), durable=durable, is_small=False)
+        again = [_drawn(part) for part in args]
+        named = {name: _drawn(part) for name, part in options.items()}
+        return await self._write(verb, again, named, is_small=False)
 
     return call
 
@@ -265,7 +270,9 @@ class AsyncVerbs:
     def _query(self, function: Callable[[Any], R], /) -> Awaitable[R]:
         raise NotImplementedError
 
-    def _write(self, function: Callable[[Any], R], /, *, durable: bool, is_small: bool) -> Awaitable[R]:
+    def _write(
+        self, verb: Callable[..., R], arguments: Sequence[Any], options: Mapping[str, Any], /, *, is_small: bool
+    ) -> Awaitable[R]:
         raise NotImplementedError
 
     def _write_alone(self, function: Callable[[Any], R], /) -> Awaitable[R]:

@@ -150,6 +150,7 @@ class SharedCommits:
         """
         writer = self._writer
         connection, rows, now = writer.connection, self._shared, writer.time()
+        rows.begin()
         changes = connection.total_changes()
         for member in members:
             if is_hurried and is_over():
@@ -199,6 +200,7 @@ class SharedCommits:
             writer.wake()
             writer.trust.require(writer.connection)
             begin_to_write(writer.connection, writer.cursor)
+            self._shared.begin()
             member.result = member.step(self._shared, writer.time())
             is_committing = True
             self._committing = (member,)
@@ -216,7 +218,7 @@ class SharedCommits:
 
 def is_durable(members: Sequence[Member]) -> bool:
     """Whether one of them asks for it."""
-    return any(member.durable for member in members)
+    return True in [member.durable for member in members]
 
 
 def _commit(members: Sequence[Member]) -> None:

@@ -14,7 +14,7 @@ import apsw
 from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
-from mycelia_storage.engines.sqlite.session import PUT_IF_SIMPLE, Statements, put_one
+from mycelia_storage.engines.sqlite.session import PUT_IF_SIMPLE, PUT_ONE_MORE, Statements, put_one
 from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
@@ -138,11 +138,15 @@ class _Shared:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
+        # Namespaces of which this transaction knows that they are registered, and that `now` is a version for them.
+        self.known: set[str] = set()
 
     def reading(self) -> _Shared:
         return self
 
-    writing = reading
+    def writing(self) -> _Shared:
+        self.known.clear()  # whatever is written now may change that
+        return self
 
     def time(self, now: int) -> int:
         return now
@@ -160,8 +164,14 @@ class SharedStatements(Statements):
     """The primitives in a shared commit, of which putting a row is what most members do."""
 
     def __init__(self, writer: Writer) -> None:
-        super().__init__(_Shared(writer))
+        lender = _Shared(writer)
+        super().__init__(lender)
         self._writer = writer
+        self._known = lender.known
+
+    def begin(self) -> None:
+        """For each transaction, before its first member: nothing is known of what others have done since the last."""
+        self._known.clear()
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
         if len(rows) != 1:
@@ -171,10 +181,14 @@ class SharedStatements(Statements):
         key, value, metadata, expires_at = rows[0]
         if len(value) > _LARGE and is_hurried():
             raise StorageBusyError("it takes long to write a large value")
+        known = self._known
         try:
-            writer.cursor.execute(PUT_IF_SIMPLE, (namespace, key, value, metadata, expires_at, now, now // 1000))
+            statement = PUT_ONE_MORE if namespace in known else PUT_IF_SIMPLE
+            writer.cursor.execute(statement, (namespace, key, value, metadata, expires_at, now, now // 1000))
             if writer.connection.changes():
+                known.add(namespace)
                 return [now]
         except apsw.ConstraintError:
             pass  # it is met again
+        known.clear()
         return [put_one(writer.connection, namespace, rows[0], now, writer.cursor)]

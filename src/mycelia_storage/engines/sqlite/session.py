@@ -107,13 +107,17 @@ RETURNING version"""
 # The same where `now` can be the version and no expired entry is in the way, as nearly always: nothing has to be given
 # back then, which saves a tenth, and the driver looks a shorter text up. Where it cannot, the version is NULL and fails
 # too, or no row is changed.
+_IF_SIMPLE: Final = """
+ON CONFLICT (namespace, key) DO UPDATE SET
+  version = ?6, updated_at = max(updated_at, ?7), expires_at = ?5, metadata = ifnull(?4, metadata), value = ?3
+WHERE version < ?6 AND ifnull(expires_at > ?7, TRUE)"""
 PUT_IF_SIMPLE: Final = f"""{_INSERT}
 VALUES (
   (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
   (SELECT ?6 FROM storage_version_floor WHERE id = 1 AND version < ?6), ?7, ?7, ?5, ?4, ?3)
-ON CONFLICT (namespace, key) DO UPDATE SET
-  version = ?6, updated_at = max(updated_at, ?7), expires_at = ?5, metadata = ifnull(?4, metadata), value = ?3
-WHERE version < ?6 AND ifnull(expires_at > ?7, TRUE)"""
+{_IF_SIMPLE}"""
+# The same again, in a transaction in which that has been done for the namespace with the same `now`.
+PUT_ONE_MORE: Final = f"{_INSERT} VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3) {_IF_SIMPLE}"
 # The same for many rows of a namespace that is registered, with a version above the floor.
 PUT_UNLESS_AHEAD: Final = f"""{_INSERT}
 VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3)
@@ -382,7 +386,7 @@ class Auto(Statements):
             return super().put(namespace, rows, now)
         writer = self._engine.writer
         if not writer.line.try_acquire():
-            return self._share(lambda shared, then: shared.put(namespace, rows, then))  # type: ignore[no-any-return]
+            return self._put_with_others(namespace, rows)
         writer.get_ready(0.0)
         try:
             now = writer.time(now)
@@ -429,6 +433,10 @@ class Auto(Statements):
             return super().delete(namespace, keys, now)
         expires_at: int | None = removed[0][1]
         return 1 if expires_at is None or expires_at > now // 1000 else 0
+
+    def _put_with_others(self, namespace: str, rows: Sequence[PutRow]) -> list[int]:
+        # (Where the lambda stood in `put`, its variables would cost every put.)
+        return self._share(lambda shared, then: shared.put(namespace, rows, then))  # type: ignore[no-any-return]
 
     def _share(self, step: Callable[[Primitives, int], Any]) -> Any:
         """Others write just now: stand in line with them, for a commit in common."""
