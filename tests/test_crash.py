@@ -15,6 +15,7 @@ The long form plays 1,000 rounds, and prints what there was:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -289,7 +290,8 @@ class Nursery:
         for moment, pid in sorted((chance.uniform(0, LONGEST_LIFE), pid) for pid in crew.values()):
             time.sleep(moment - past)
             past = moment
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has failed, and what it says of that is read next
+                os.kill(pid, signal.SIGKILL)
 
     @staticmethod
     def _note(told: Counter[str], worker: str, number: str) -> None:

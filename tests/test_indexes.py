@@ -23,6 +23,8 @@ from mycelia_storage import (
     open_storage,
     path,
 )
+from mycelia_storage.engines.sqlite import indexes
+from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,6 +176,30 @@ def test_statistics_are_refreshed_while_several_threads_write(tmp_path: Path) ->
         assert store.count(N >= 0) == 4 * 1500
         assert store.explain(N == 10_001).indexes == (name,)
         store.check()
+
+
+@pytest.mark.parametrize("at", ["write", "close"])
+def test_an_index_that_another_process_makes_during_a_look_at_the_statistics_is_in_nobodys_way(
+    tmp_path: Path, at: str
+) -> None:
+    with open_storage(tmp_path / "store.db") as other, open_storage(tmp_path / "store.db") as store:
+        store.create_index("n", name="z")
+        made: list[str] = []
+
+        def make(_: object, statement: str, __: object) -> bool:
+            if statement == indexes.INDEXES and not made:
+                made.append("a")
+                other.create_index("m", name="a")
+            return True
+
+        engine = store._engine
+        assert isinstance(engine, SQLiteEngine)
+        engine.writer.connection.exec_trace = make
+        store.set_many({f"{number}": {"n": number} for number in range(1100 if at == "write" else 500)})
+        assert bool(made) == (at == "write")
+        store.close()
+        assert made
+        assert other.get("499") == {"n": 499}
 
 
 def test_another_store_on_the_file_meets_the_index_at_once(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def has_outgrown_statistics(connection: apsw.Connection) -> bool:
     return any(
         _entries(connection, index, 10 * max(analyzed[number], 10)) >= 10 * max(analyzed[number], 10)
         for number, index in all_indexes(connection).items()
+        if number in analyzed  # else another process has made it since, and looked
     )
 
 
@@ -141,7 +142,9 @@ def refresh_statistics(connection: apsw.Connection) -> None:
 
 def _stale(connection: apsw.Connection) -> list[tuple[int, int]]:
     analyzed = dict(_fetch(connection, ANALYZED))
-    counted = [(number, _entries(connection, index)) for number, index in all_indexes(connection).items()]
+    # Outside of a transaction another process may have made one since, and looked.
+    found = {number: index for number, index in all_indexes(connection).items() if number in analyzed}
+    counted = [(number, _entries(connection, index)) for number, index in found.items()]
     return [
         (number, entries)
         for number, entries in counted
