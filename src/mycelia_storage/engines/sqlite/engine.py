@@ -344,10 +344,10 @@ class SQLiteEngine:
                 contextlib.closing(open_reader(self.path, self._options)) as look,
             ):
                 version = look.execute("SELECT max(version) FROM schema_version").get
-                if version != schema.NEWEST:  # another process took the file there
+                if version == schema.NEWEST - 1:  # another process took the file there
                     message = f"{self.path}: the file has schema version {version} now: migrate() it, or open it again"
                     return SchemaVersionError(message)
-                schema.verify(look, self.path)
+                schema.verify(look, self.path)  # which tells of a newer one
                 for namespace, key in look.execute(MALFORMED):
                     message = f"{self.path}: {key!r} in namespace {namespace!r} holds a text that is no JSON"
                     return StorageCorruptError(message)
