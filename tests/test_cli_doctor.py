@@ -274,9 +274,10 @@ def test_a_wal_that_was_never_written_back(
     assert level_of(look(1), "the -wal has") == "warning"
 
 
-def test_what_killed_programs_have_left(path: Path, look: Callable[..., dict[str, str]]) -> None:
+@pytest.mark.parametrize("name", ["app.backup.1f2e3d4c.partial", "store.db.1f2e3d4c.rekey.partial"])
+def test_what_killed_programs_have_left(path: Path, look: Callable[..., dict[str, str]], name: str) -> None:
     fill(path)
-    partial = path.parent / "app.backup.1f2e3d4c.partial"
+    partial = path.parent / name
     partial.write_bytes(b"half")
     assert look(0) == {}  # somebody may be making it just now
     os.utime(partial, (1, 1))

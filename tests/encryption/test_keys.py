@@ -31,11 +31,12 @@ from mycelia_storage import (
     StorageCorruptError,
     StorageError,
     StorageFullError,
+    StorageIOError,
     open_async_storage,
     open_storage,
     rekey,
 )
-from mycelia_storage.engines.sqlite import connection, copying, engine, pages
+from mycelia_storage.engines.sqlite import connection, copying, engine, pages, rekeying
 from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
@@ -446,7 +447,45 @@ rekey(sys.argv[1], encryption_key="open sesame", new_encryption_key="new")
                 assert store.get("a") == 1
                 keys.append(key)
         assert keys == [KEY], step
+        assert [found.name for found in path.parent.glob("*.partial")], step
+    others = {f"store.db.{name}" for name in ("12345678.partial", "1234567.rekey.partial", "12345678.rekey.partial.db")}
+    others |= {"other.db.12345678.rekey.partial"}  # of which a rekey may be at work just now
+    for name in others:
+        (path.parent / name).touch()
     rekey(path, encryption_key=KEY, new_encryption_key="new")
+    assert {found.name for found in path.parent.iterdir()} == {"store.db", *others}
+
+
+def test_a_rekey_that_has_waited_for_another_does_not_undo_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then the file that it has opened is none any more, and the new one may have been written to."""
+    waits: Any = vars(rekeying)["set_journal_mode"]
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(rekeying, "set_journal_mode", waits)
+        other = path.parent / "other.db"
+        with open_storage(path, encryption_key=KEY) as store:
+            store.backup(other)
+        rekey(other, encryption_key=KEY, new_encryption_key="other")
+        with open_storage(other, encryption_key="other") as store:
+            store.set("since", 1)
+        waits(*arguments, **options)
+        other.replace(path)
+
+    monkeypatch.setattr(rekeying, "set_journal_mode", overtaken)
+    with pytest.raises(StorageIOError, match="replaced"):
+        rekey(path, encryption_key=KEY, new_encryption_key="new")
+    with open_storage(path, encryption_key="other") as store:
+        assert store.list_keys() == ["a", "since"]
+
+
+def test_a_new_file_has_its_owner_before_its_mode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group may read it by its mode, and that is not the group of whoever runs this."""
+    path.chmod(0o640)
+    modes: list[int] = []
+    monkeypatch.setattr(os, "chown", lambda name, *_: modes.append(stat.S_IMODE(os.stat(name).st_mode)))
+    rekey(path, encryption_key=KEY, new_encryption_key="new")
+    assert modes == [0o600]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 # ---- several at once

@@ -47,7 +47,7 @@ Level: TypeAlias = Literal["problem", "warning", "note"]
 
 _LARGE_WAL: Final = 64 * 1024 * 1024
 _LITTLE_ROOM: Final = 100 * 1024 * 1024
-_PARTIAL: Final = re.compile(r"\.[0-9a-f]{8}\.partial(-journal|-wal|-shm)?")
+_PARTIAL: Final = re.compile(r"\.[0-9a-f]{8}(\.rekey)?\.partial(-journal|-wal|-shm)?")
 _HOUR_SECONDS: Final = 3600
 _WAL_MODE: Final = 2
 

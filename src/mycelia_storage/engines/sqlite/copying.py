@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 # A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
 PAGES_AT_ONCE: Final = 1024
 _ROWS_BETWEEN_LOOKS: Final = 1000
+# So many bytes of a file's name stand in that of one beside it.
+LONGEST_START: Final = 200
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
@@ -90,11 +92,15 @@ def check_target(target: str, *, overwrite: bool, store: str | None = None) -> N
 
 
 @contextlib.contextmanager
-def file_beside(path: str) -> Iterator[str]:
-    """An empty file in the same directory, 0600, that is removed at the end of the block, if it is still there."""
+def file_beside(path: str, kind: str = "") -> Iterator[str]:
+    """An empty file in the same directory, 0600, that is removed at the end of the block, if it is still there.
+
+    `kind` stands in its name, for whoever has to tell it from others after a kill.
+    """
     directory, name = os.path.split(path)
     # A name may have 255 bytes, and this one is longer than the one beside it.
-    partial = os.path.join(directory, f"{os.fsdecode(os.fsencode(name)[:200])}.{secrets.token_hex(4)}.partial")
+    start = os.fsdecode(os.fsencode(name)[:LONGEST_START])
+    partial = os.path.join(directory, f"{start}.{secrets.token_hex(4)}{kind}.partial")
     with failing_as(path):
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
     try:

@@ -7,7 +7,9 @@ there: SQLite's own way changes it page by page, and leaves a mixture behind whe
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 # In this mode the file's lock, once taken, is kept until the connection is closed.
 KEEP_LOCKED: Final = "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"
+# In the name of the new file, until it gets that of the old one.
+KIND: Final = ".rekey"
+
+LOG: Final = logging.getLogger("mycelia_storage")
 
 
 def rekey(
@@ -49,7 +55,8 @@ def rekey(
     Raises ConfigError for a bad key, one that does not open the file, or a driver that cannot encrypt;
     StorageBusyError where somebody has it open (without WAL, where somebody uses it just then: a store that is idle is
     not noticed, and raises StorageIOError afterwards); NotAStorageFileError, StorageCorruptError, StorageFullError,
-    StorageIOError. Whatever it raises, the file is as it was.
+    StorageIOError. Whatever it raises, the file is as it was. What a call that was killed has left beside it, the next
+    one removes.
     """
     options = read_options(os.fspath(path), {"encryption_key": encryption_key, "busy_timeout": busy_timeout})
     wanted = read_options(os.fspath(path), {"encryption_key": new_encryption_key})
@@ -67,7 +74,7 @@ def rekey(
 
 def _write_anew(options: Options, wanted: Options) -> None:
     path, teller = options.path, Teller(None)
-    with _alone(options) as source, copying.file_beside(path) as partial:
+    with _alone(options) as source, copying.file_beside(path, KIND) as partial:
         check_structure(source, f"{path}: the file is damaged", teller)
         with failing_as(path):
             target = open_writer(partial, wanted)
@@ -95,13 +102,31 @@ def _alone(options: Options) -> Iterator[apsw.Connection]:
             raise NotAStorageFileError(f"{path}: the file is empty: open it as a store with the new key")
         set_journal_mode(connection, path, wal=False, timeout=options.busy_timeout)
         connection.execute(KEEP_LOCKED).fetchall()
+        require_same(connection, path, place)  # whoever had it meanwhile may have put another file in its place
+        _remove_left_behind(path)
         kept = stack.pop_all()
     with kept:
         yield connection
 
 
+def _remove_left_behind(path: str) -> None:
+    """Remove what calls that were killed have left. None is at work on this file, which nobody else has."""
+    directory, name = os.path.split(path)
+    if len(os.fsencode(name)) >= copying.LONGEST_START:
+        return  # the same start may be that of another file's name
+    left = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}{re.escape(KIND)}\.partial(-journal|-wal|-shm)?")
+    for found in os.listdir(directory):
+        if left.fullmatch(found):
+            try:
+                os.unlink(os.path.join(directory, found))
+            except OSError as error:
+                LOG.warning("%s: a rekey that was killed has left %s: remove it (%s)", path, found, error.strerror)
+            else:
+                LOG.warning("%s: removed %s, which a rekey has left that was killed", path, found)
+
+
 def _keep_owner(path: str, partial: str) -> None:
-    shutil.copymode(path, partial)
     found: Any = os.stat(path)
     with contextlib.suppress(PermissionError):  # one's own files have one's own name on them
         os.chown(partial, found.st_uid, found.st_gid)
+    shutil.copymode(path, partial)  # last: what a group may do is meant for that group
