@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -17,6 +18,7 @@ from mycelia_storage import (
     CapacityError,
     InvalidFilterError,
     SchemaVersionError,
+    StorageBusyError,
     StorageError,
     UniqueIndexError,
     field,
@@ -200,6 +202,30 @@ def test_an_index_that_another_process_makes_during_a_look_at_the_statistics_is_
         store.close()
         assert made
         assert other.get("499") == {"n": 499}
+
+
+def test_statistics_are_collected_though_another_process_writes_just_then(tmp_path: Path) -> None:
+    with open_storage(tmp_path / "store.db") as store, open_storage(tmp_path / "store.db", busy_timeout=0) as other:
+        store.set("first", {"n": 1})
+        store.optimize()
+        store.create_index("n")
+        store.optimize()
+        store.set_many({f"{number}": {"n": number} for number in range(900)})
+        tried: list[bool] = []
+
+        def write(event: dict[str, Any]) -> None:
+            if event["sql"].startswith("ANALYZE"):
+                tried.append(True)
+                with suppress(StorageBusyError):
+                    other.set("more", 1)
+
+        engine = store._engine
+        assert isinstance(engine, SQLiteEngine)
+        engine.writer.connection.trace_v2(apsw.SQLITE_TRACE_STMT, write)
+        store.optimize()
+        engine.writer.connection.trace_v2(0, None)
+        assert tried
+        other.set("more", 1)
 
 
 def test_another_store_on_the_file_meets_the_index_at_once(tmp_path: Path) -> None:

@@ -358,12 +358,21 @@ class Writer:
     def optimize(self) -> None:
         """Fresh statistics where SQLite wants them, and the -wal written back as far as nobody reads it."""
         self.lock(None)
+        committing = False
         try:
-            self.connection.execute("PRAGMA optimize")
+            # Inside a transaction: by itself it reads first, and is refused where others write before it does.
+            begin_to_write(self.connection)
+            self.connection.execute("PRAGMA optimize").fetchall()
+            committing = True
+            self.commit()
+            committing = False
             self.patience.timeout = 0.0  # a reader may stay for long; then it is done another time
             self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
-            raise self.failure(error, committing=False) from error
+            raise self.failure(error, committing=committing) from error
+        except BaseException:
+            self.roll_back()
+            raise
         finally:
             self.unlock()
 
