@@ -32,6 +32,8 @@ from mycelia_storage.engines.sqlite import commits, writer
 from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 from mycelia_storage.engines.sqlite.indexes import refresh_is_due
 from mycelia_storage.engines.sqlite.trust import Trust
+from mycelia_storage.sharing import Call
+from mycelia_storage.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -439,6 +441,21 @@ def test_one_that_fails_harms_no_other(front: AsyncStorage, clock: Clock) -> Non
         assert await front.get_many(["first", "second"], namespace="unique") == {"first": {"n": 1}}
 
     run(work())
+
+
+def test_what_could_not_be_done_at_once_is_undone_before_anybody_else_has_a_turn(filed: AsyncStorage) -> None:
+    """Not by whoever writes next, who may be long in coming: until then the file would be locked."""
+
+    def writes_and_fails(verbs: Verbs) -> None:
+        Verbs.set(verbs, "half", 1)
+        raise ZeroDivisionError
+
+    call = Call(writes_and_fails)
+    filed.sync._share_at_once([call])
+    assert not call.is_done
+    with open_storage(filed.sync.get_status().target, busy_timeout=0) as other:
+        other.set("x", 1)
+        assert not other.has("half")
 
 
 def test_a_commit_that_has_happened_is_not_called_interrupted(

@@ -25,6 +25,7 @@ from mycelia_storage import (
     ConfigError,
     CopyProgress,
     Entry,
+    LostEntry,
     NotAStorageFileError,
     SalvageReport,
     SchemaVersionError,
@@ -457,6 +458,21 @@ def test_an_older_state_of_an_entry_does_not_win(tmp_path: Path) -> None:
         assert everything(new) == entries
 
 
+@pytest.mark.parametrize("is_behind", [False, True], ids=["in front", "behind"])
+def test_an_older_state_does_not_win_wherever_it_stands(tmp_path: Path, is_behind: bool) -> None:
+    path, damaged = tmp_path / "store.db", tmp_path / "damaged.db"
+    states = []
+    for state in ("old", "new"):
+        with open_storage(path) as store:
+            store.set_many({f"k{number:03}": {state: number} for number in range(200)})
+            entries = everything(store)
+        states.append(path.read_bytes()[PAGE:])
+    damaged.write_bytes(bytes(PAGE) + b"".join(states if not is_behind else reversed(states)))
+    salvage(damaged, tmp_path / "new.db")
+    with open_storage(tmp_path / "new.db") as new:
+        assert everything(new) == entries
+
+
 def test_a_damaged_key_is_not_believed(made: Made, tmp_path: Path) -> None:
     path = copy_of(made, tmp_path)
     data = path.read_bytes()
@@ -485,18 +501,24 @@ def test_every_key_is_named_where_no_row_can_be_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_long_value_of_which_a_page_is_lost_is_named(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("which", "reason"), [(min, "a part of its value cannot be read"), (max, "the value: not JSON")]
+)
+def test_a_long_value_of_which_a_page_is_lost_is_named(
+    made: Made, tmp_path: Path, which: Callable[[frozenset[int]], int], reason: str
+) -> None:
+    """One on the way to the others, and the last one, which ends as it should."""
     path = copy_of(made, tmp_path)
     name = ("default", "long:7")
     shared = {page for other, places in made.pages_of.items() if other != name for page in places}
-    overwrite(path, max(made.pages_of[name] - shared), bytes(PAGE))
+    overwrite(path, which(made.pages_of[name] - shared), bytes(PAGE))
     # No index tells of it: what does is the part of it that stands in its own page.
     for tree, pages in made.trees.items():
         if tree.startswith(("sqlite_autoindex_storage_entries", "storage_index_")):
             for page in pages:
                 overwrite(path, page, bytes(PAGE))
     report = salvage(path, tmp_path / "new.db")
-    assert [(lost.namespace, lost.key) for lost in report.lost_entries] == [name]
+    assert report.lost_entries == (LostEntry(*name, reason),)
     assert len(rescued(report, tmp_path / "new.db", len(made.entries))) == len(made.entries) - 1
 
 
