@@ -2,14 +2,15 @@
 
 Random documents, filters, sorts, pages and indexes: memory, SQLite, SQLite with indexes, and PostgreSQL have to find
 the same keys in the same order as the reference matcher, which is asked here about each entry in turn. The normal run
-takes some twenty seconds, and as many on PostgreSQL; `--hypothesis-profile=long` asks each of them over 20,000 queries
-(see conftest.py).
+takes some twenty seconds, and as many on PostgreSQL; `--hypothesis-profile=long` asks each of them 20,000 queries
+(see conftest.py), and with `-s` says how many were asked.
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mycelia_storage import Entry, Storage
 
 QUERIES = 8
+IS_SHORT = settings().max_examples == 100
+LONG_EXAMPLES = 20_000 // QUERIES
 KEYS = ("a", "a1", "b", "é", "\ue000", "\uffff", "\U0001f600", "A", "a%", "'", "[0]", "\x01", "10", "9")
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 TTLS = (None, None, None, None, 5, 1000)
@@ -140,6 +143,14 @@ def reference(entries: list[Entry[Any]], filter: Filter, sort: list[SortKey]) ->
 # ---- asking a store in every way
 
 
+@pytest.fixture
+def asked_so_far() -> Iterator[Counter[str]]:
+    """What a run has asked, which it says at its end: what was planned may not be what was run."""
+    counts = Counter[str]()
+    yield counts
+    print(f"\n{', '.join(f'{count:,} {name}' for name, count in counts.items())}")
+
+
 def page_by_page(verbs: Any, filter: Any, sort: list[SortKey], size: int) -> Iterator[str]:
     cursor: str | None = None
     for _ in range(len(KEYS) + 1):
@@ -217,9 +228,12 @@ def tell(store: Storage, asked: Question, entries: list[Entry[Any]], expected: l
     event(f"an index serves it: {store.explain(asked.filter, sort=asked.sort).uses_index}")
 
 
-@settings(suppress_health_check=SLOW, max_examples=40 if settings().max_examples == 100 else settings().max_examples)
+@settings(
+    max_examples=40 if IS_SHORT else LONG_EXAMPLES,
+    suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture],
+)
 @given(case=cases(), late=st.booleans(), wait=st.sampled_from([0, 5, 6]))
-def test_every_engine_answers_as_the_reference(case: Case, late: bool, wait: float) -> None:
+def test_every_engine_answers_as_the_reference(asked_so_far: Counter[str], case: Case, late: bool, wait: float) -> None:
     items, questions = case.items, case.questions
     indexes = [*case.indexes, *(index for asked in questions[:3] if (index := fitting(asked)))]
     with ExitStack() as stack:
@@ -247,6 +261,7 @@ def test_every_engine_answers_as_the_reference(case: Case, late: bool, wait: flo
                 check(store, asked, expected)
         for store in (memory, plain, indexed):
             check_deleting(store, questions[-1], entries, case)
+    asked_so_far["queries of memory and of SQLite with and without indexes"] += len(questions)
 
 
 def check_deleting(store: Storage, asked: Question, entries: list[Entry[Any]], case: Case) -> None:
@@ -291,12 +306,12 @@ def empty(store: Storage) -> None:
 
 # A query on a server takes a hundred times as long as one in a file.
 @settings(
-    max_examples=30 if settings().max_examples == 100 else settings().max_examples,
+    max_examples=30 if IS_SHORT else LONG_EXAMPLES,
     suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture],
 )
 @given(case=cases(), late=st.booleans(), forced=st.booleans(), wait=st.sampled_from([0, 5, 6]))
 def test_postgres_answers_as_the_reference(
-    on_postgres: OnPostgres, case: Case, late: bool, forced: bool, wait: float
+    on_postgres: OnPostgres, asked_so_far: Counter[str], case: Case, late: bool, forced: bool, wait: float
 ) -> None:
     clock, store = on_postgres.clock, on_postgres.forced if forced else on_postgres.natural
     indexes = [*case.indexes, *(index for asked in case.questions[:3] if (index := fitting(asked)))]
@@ -319,3 +334,4 @@ def test_postgres_answers_as_the_reference(
         tell(store, asked, entries, expected)
         check(store, asked, expected)
     check_deleting(store, case.questions[-1], entries, case)
+    asked_so_far["queries of PostgreSQL"] += len(case.questions)

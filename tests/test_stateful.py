@@ -1,12 +1,12 @@
 """Random sequences of all verbs on memory and another engine at once: every answer and every error has to be the same.
 
 The machine is public (`mycelia_storage.testing.differential_verbs`). The normal run takes half a minute for SQLite and
-a few seconds for PostgreSQL; `--hypothesis-profile=long` goes on looking (see conftest.py).
+a few seconds for PostgreSQL; `--hypothesis-profile=long` runs 20,000 sequences of each (see conftest.py), and with `-s`
+says how many were run.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,45 +25,94 @@ if TYPE_CHECKING:
     from mycelia_storage import Storage
     from mycelia_storage.testing import FakeClock
 
+IS_SHORT = settings().max_examples == 100
+# How many sequences, and how long they may be. Long ones get furthest; of short ones more can be run.
+LONG_FORM = ((2_000, 50), (18_000, 10))
 
-class MemoryAndSQLite(DifferentialMachine):
+
+class Counting(DifferentialMachine):
+    """Counts what was really run."""
+
+    sequences = 0
+    calls = 0
+
+    def both(self, call: Callable[[Any], Any]) -> Any:
+        type(self).calls += 1
+        return super().both(call)
+
+    def teardown(self) -> None:
+        super().teardown()
+        type(self).sequences += 1
+
+
+def run(machine: type[Counting], *forms: tuple[int, int]) -> None:
+    for examples, steps in forms:
+        how = settings(max_examples=examples, stateful_step_count=steps, report_multiple_bugs=False)
+        run_state_machine_as_test(machine, settings=how)
+        print(f"\n{machine.__name__}: {machine.sequences:,} sequences with {machine.calls:,} comparisons")
+
+
+class MemoryAndSQLite(Counting):
     def open_other(self, directory: Path, clock: FakeClock) -> Storage:
         # Nobody else holds a lock here; what waits for one would wait for itself, and need not take long.
         return open_storage(directory / "store.db", clock=clock, busy_timeout=0.25)
 
 
-TestMemoryAndSQLite = MemoryAndSQLite.TestCase
-# Long sequences are the interesting ones; how many there are is the profile's to say, above the least that is useful.
-TestMemoryAndSQLite.settings = settings(
-    max_examples=60 if settings().max_examples == 100 else settings().max_examples,
-    stateful_step_count=50,
-    report_multiple_bugs=False,
-)
+def test_memory_and_sqlite() -> None:
+    run(MemoryAndSQLite, *([(60, 50)] if IS_SHORT else LONG_FORM))
 
 
 HELD = """
 SELECT EXISTS (
   SELECT FROM pg_locks WHERE relation = to_regclass(%s || '.entries') AND mode = 'AccessExclusiveLock' AND granted
 )"""
+CREATED = """
+SELECT 'INDEX', indexname::text FROM pg_indexes
+WHERE schemaname = %(schema)s AND indexname NOT LIKE '%%\\_pkey' AND indexname <> 'entries_expiry'
+UNION ALL SELECT 'STATISTICS', stxname::text FROM pg_statistic_ext WHERE stxnamespace = %(schema)s::regnamespace"""
+EMPTY = """
+TRUNCATE {0}.entries, {0}.namespaces, {0}.indexes;
+UPDATE {0}.state SET floor = 0;
+INSERT INTO {0}.namespaces VALUES ('default', NULL, {1})"""
+
+
+class OneSchema:
+    """A schema for one sequence after the other, as good as new for each: to make one takes as long as a sequence."""
+
+    def __init__(self, dsn: str, name: str, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self.dsn = dsn
+        self.name = name
+        self.connection = connection
+        self._directory: Path | None = None
+
+    def open(self, directory: Path, clock: FakeClock) -> Storage:
+        if self._directory not in (None, directory):
+            self._empty(clock)
+        self._directory = directory
+        return open_storage(self.dsn, schema=self.name, clock=clock)
+
+    def _empty(self, clock: FakeClock) -> None:
+        from psycopg.sql import SQL, Identifier
+
+        with self.connection.transaction():
+            for kind, name in self.connection.execute(CREATED, {"schema": self.name}).fetchall():
+                self.connection.execute(SQL("DROP {} {}").format(SQL(kind), Identifier(self.name, name)))
+            self.connection.execute(SQL(EMPTY).format(Identifier(self.name), clock.micros // 1000))
 
 
 def test_memory_and_postgres(
-    postgres_dsn: str,
-    new_postgres_schema: Callable[[], str],
-    postgres_connection: psycopg.Connection[tuple[Any, ...]],
+    postgres_dsn: str, postgres_schema: str, postgres_connection: psycopg.Connection[tuple[Any, ...]]
 ) -> None:
-    schemas = defaultdict[object, str](new_postgres_schema)
+    schema = OneSchema(postgres_dsn, postgres_schema, postgres_connection)
 
-    class MemoryAndPostgres(DifferentialMachine):
+    class MemoryAndPostgres(Counting):
         def open_other(self, directory: Path, clock: FakeClock) -> Storage:
-            return open_storage(postgres_dsn, schema=schemas[directory], clock=clock)
+            return schema.open(directory, clock)
 
         def do_readers_wait(self) -> bool:
-            return postgres_connection.execute(HELD, (schemas[self.directory],)).fetchone() == (True,)
+            return postgres_connection.execute(HELD, (postgres_schema,)).fetchone() == (True,)
 
-    short = settings().max_examples == 100
-    machine_settings = settings(max_examples=10 if short else 300, stateful_step_count=50, report_multiple_bugs=False)
-    run_state_machine_as_test(MemoryAndPostgres, settings=machine_settings)
+    run(MemoryAndPostgres, *([(10, 50)] if IS_SHORT else LONG_FORM))
 
 
 class MemoryAndALateClock(DifferentialMachine):
