@@ -26,7 +26,7 @@ from mycelia_storage.engines.postgres.failures import (
     state_of,
     to_storage_error,
 )
-from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, UNDER_LOCK, Auto, PostgresSession, closed_or_ended
+from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, Auto, PostgresSession, closed_or_ended
 from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
     ConfigError,
@@ -110,6 +110,7 @@ class PostgresEngine:
         self._parameters = psycopg.conninfo.conninfo_to_dict(settings)
         self.where: str = _shown(self._parameters)
         self.texts: Wording = Wording(options.schema)
+        self.locking_texts: Wording = self.texts.locking()
         server_clock = None if options.clock_is_given else ServerClock()
         self.clock: Callable[[], float] = server_clock or options.clock
         # Behind a pooler the settings of a connection are not this store's own: they are given to each transaction.
@@ -165,7 +166,7 @@ class PostgresEngine:
         `wait` bounds the wait for a connection. One that turns out to be lost, or to lead to a standby, is replaced.
         """
         level = LEVELS[isolation or ("repeatable_read" if read_only or self.is_read_only else "serializable")]
-        return self.begin_session(level, read_only=read_only, durable=durable, wait=wait)
+        return self.begin_session(level, read_only=read_only, durable=durable, is_callers=True, wait=wait)
 
     def begin_session(
         self,
@@ -173,19 +174,23 @@ class PostgresEngine:
         *,
         read_only: bool = False,
         durable: bool = False,
+        alone: bool = False,
+        is_callers: bool = False,
         wait: float | None = None,
     ) -> PostgresSession:
-        """The same for the engine itself, which knows more of it."""
+        """The same for the engine itself, which knows more of it; `alone`: once nobody else writes."""
         left = self.connections.most
         while True:
             connection = self.connections.lend(wait)
             try:
-                session = PostgresSession(self, connection, read_only=read_only or self.is_read_only, is_extra=False)
+                session = PostgresSession(
+                    self, connection, read_only=read_only or self.is_read_only, is_callers=is_callers
+                )
             except BaseException:  # Ctrl-C
                 self.connections.give_back(connection, lost=True)
                 raise
             try:
-                session.start(level, durable=durable)
+                session.start(level, durable=durable, alone=alone)
             except psycopg.Error as error:
                 can_go_on = is_lost(error) or state_of(error) == STANDBY
                 session.end(lost=can_go_on)
@@ -246,7 +251,7 @@ class PostgresEngine:
             for member in members:
                 before = session.writes
                 try:
-                    results.append((member, member.step(session, self._now())))
+                    results.append((member, member.step(session, self.now())))
                 except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
                     if session.writes != before or not session.is_open():
                         return False
@@ -269,9 +274,9 @@ class PostgresEngine:
         retries = self.retries()
         while True:
             try:
-                session = self.begin(durable=member.durable, wait=wait)
+                session = self.begin_session(durable=member.durable, wait=wait)
                 try:
-                    result = member.step(session, self._now())
+                    result = member.step(session, self.now())
                     session.commit()
                 finally:
                     session.rollback()
@@ -303,7 +308,8 @@ class PostgresEngine:
             return StorageClosedError("the store is closed")
         return to_storage_error(error, self.where, committing=committing)
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """Microseconds since 1970."""
         return round(self.clock() * 1_000_000)
 
     # ---- the store
@@ -338,7 +344,7 @@ class PostgresEngine:
 
     def backup(self, path: str, *, overwrite: bool, progress: Progress | None) -> None:
         """Write a SQLite file of one state of the store."""
-        session, now = self._snapshot(), self._now()
+        session, now = self._snapshot(), self.now()
         try:
             contents = restoring.contents_of(session, now)
             files.write(contents, path, self._options, now // 1000, overwrite=overwrite, progress=progress)
@@ -349,9 +355,9 @@ class PostgresEngine:
         """Put what such a file holds in place of everything, in one transaction."""
 
         def begin() -> PostgresSession:
-            return self.begin_session(UNDER_LOCK, durable=True)
+            return self.begin_session(durable=True, alone=True)
 
-        restoring.restore(begin, self.texts, path, self._options, self._now(), progress)
+        restoring.restore(begin, self.texts, path, self._options, self.now(), progress)
 
     def optimize(self) -> None:
         """Have the statistics made anew; the server's autovacuum does the rest."""

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from mycelia_storage.engines.postgres.statements import Wording
     from mycelia_storage.options import Options
 
-# Readers go on with the old state until the commit; writers wait for it.
-LOCK: Final = """
-LOCK TABLE {s}.state, {s}.namespaces, {s}.indexes, {s}.entries IN SHARE ROW EXCLUSIVE MODE"""
 # No version that was given before is given again.
 RAISE_FLOOR: Final = """
 UPDATE {s}.state SET floor = greatest(floor, $1::bigint, (SELECT coalesce(max(version), 0) FROM {s}.entries))"""
@@ -54,7 +51,10 @@ def restore(
     now: int,
     progress: Progress | None,
 ) -> None:
-    """Put what a file holds in place of everything, in one transaction."""
+    """Put what a file holds in place of everything, in one transaction, which `begin` gives once nobody else writes.
+
+    It is serializable: one that began before and writes afterwards goes by what is no longer there, and is refused.
+    """
     with tempfile.TemporaryDirectory() as made:
         beside = os.path.join(os.path.realpath(made), "store")  # no link in it, which no store is opened through
         with files.read(path, options, beside, progress) as contents:
@@ -68,7 +68,6 @@ def restore(
 
 def _replace(session: PostgresSession, words: Wording, contents: Contents, now: int) -> None:
     def empty(cursor: Any) -> None:
-        cursor.execute(LOCK.format(s=words.schema))
         cursor.execute(RAISE_FLOOR.format(s=words.schema), (contents.floor,))
         cursor.execute(NO_ENTRIES.format(s=words.schema))
         cursor.execute(NO_NAMESPACES.format(s=words.schema))

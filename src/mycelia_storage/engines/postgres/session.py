@@ -7,6 +7,7 @@ Everything is SERIALIZABLE, a statement alone too, and is run again where anothe
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -25,17 +26,17 @@ from mycelia_storage.engines.postgres.failures import (
     taken,
 )
 from mycelia_storage.engines.postgres.statements import Statements
-from mycelia_storage.errors import StorageClosedError, TransactionConflictError, TransactionError
+from mycelia_storage.errors import StorageClosedError, StorageError, TransactionConflictError, TransactionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mycelia_storage.engines.engine import IndexRow, Isolation
     from mycelia_storage.engines.postgres.connections import Connection, Cursor
     from mycelia_storage.engines.postgres.engine import PostgresEngine
-    from mycelia_storage.errors import StorageError
 
 R = TypeVar("R")
+LOG: Final = logging.getLogger("mycelia_storage")
 
 # READ COMMITTED is less than the verbs need, which read and then write: `if_version`, `add` and the like would go by
 # what is no longer so. Whoever asks for it is given the next level.
@@ -45,11 +46,13 @@ LEVELS: Final[dict[Isolation, str]] = {
     "snapshot": "REPEATABLE READ",
     "serializable": "SERIALIZABLE",
 }
-# For who locks what it reads.
-UNDER_LOCK: Final = "READ COMMITTED"
 # The namespaces with unique indexes come along, in the same message: what is written there may be refused, and the
 # transaction has to be able to go on then. (It is also what makes the transaction's state that of its beginning.)
-BEGIN: Final = "BEGIN ISOLATION LEVEL {level} {mode}; {settings}SELECT namespace FROM {s}.indexes WHERE is_unique"
+BEGIN: Final = """
+BEGIN ISOLATION LEVEL {level} {mode}; {local}{lock}{durable}SELECT namespace FROM {s}.indexes WHERE is_unique"""
+# Before anything that reads, or the state would be one from before the lock. First the table that most writers lock
+# first. Readers go on with the old state until the commit; writers wait for it.
+LOCK: Final = "LOCK TABLE {s}.entries, {s}.state, {s}.namespaces, {s}.indexes IN SHARE ROW EXCLUSIVE MODE; "
 # Only where less was configured: a standby that has to confirm goes on to be asked.
 DURABLE: Final = """
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'; """
@@ -168,11 +171,21 @@ class PostgresSession(Statements):
     nobody rolls back or gives the connection back meanwhile.
     """
 
-    def __init__(self, engine: PostgresEngine, connection: Connection, *, read_only: bool, is_extra: bool) -> None:
+    def __init__(
+        self,
+        engine: PostgresEngine,
+        connection: Connection,
+        *,
+        read_only: bool,
+        is_extra: bool = False,
+        is_callers: bool = False,
+    ) -> None:
         super().__init__(engine.texts, self)
         self._engine = engine
         self._read_only = read_only
         self._is_extra = is_extra
+        # Nobody runs it again, and it may be open for long.
+        self._is_callers = is_callers
         # Held for each step as a whole.
         self._running = threading.Lock()
         # Held for moments: who has the connection, and whether it may be cut.
@@ -181,15 +194,25 @@ class PostgresSession(Statements):
         self._points = 0
         # Of namespaces, and None for an index of all of them.
         self._unique: set[str | None] = set()
+        self._unregistered: set[str] = set()
+        self._is_serializable = True
         self.writes: int = 0
         # Last: whoever is interrupted before has a connection that no session will give back.
         self._connection: Connection | None = connection
 
-    def start(self, level: str, *, durable: bool) -> None:
-        """Begin. Raises what the driver raises; then there is no transaction."""
-        mode = "READ ONLY" if self._read_only else "READ WRITE"
-        settings = self._engine.local_settings + (DURABLE if durable else "")
-        text = BEGIN.format(level=level, mode=mode, settings=settings, s=self._texts.schema)
+    def start(self, level: str, *, durable: bool, alone: bool = False) -> None:
+        """Begin; `alone`: once nobody else writes. Raises what the driver raises; then there is no transaction."""
+        self._is_serializable = level == LEVELS["serializable"]
+        if not self._is_serializable:
+            self.use(self._engine.locking_texts)
+        text = BEGIN.format(
+            level=level,
+            mode="READ ONLY" if self._read_only else "READ WRITE",
+            local=self._engine.local_settings,
+            lock=LOCK.format(s=self._texts.schema) if alone else "",
+            durable=DURABLE if durable else "",
+            s=self._texts.schema,
+        )
         connection = self._open()
         try:
             cursor = connection.raw.execute(text, prepare=False)
@@ -298,6 +321,17 @@ class PostgresSession(Statements):
         if index.is_unique:
             self._unique.add(index.namespace)
 
+    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        return self._delete("delete_live" if self._is_callers else "delete", namespace, keys, now)
+
+    def purge(self, now: int, limit: int) -> int:
+        """Along with what a caller's transaction is for, nothing: it would be refused where others do the same."""
+        return 0 if self._is_callers and self.writes else super().purge(now, limit)
+
+    def unregister(self, namespace: str) -> None:
+        super().unregister(namespace)
+        self._unregistered.add(namespace)
+
     def commit(self) -> None:
         with self._running:
             connection = self._open()
@@ -305,6 +339,11 @@ class PostgresSession(Statements):
                 self._end()
             else:
                 self._commit(connection)
+        for namespace in sorted(self._unregistered):
+            try:
+                self._engine.auto.settle(namespace, self._engine.now(), was_serializable=self._is_serializable)
+            except StorageError as error:  # what was to be committed is, and must not look as if it were not
+                LOG.warning("it could not be seen whether the namespace %r was written to: %s", namespace, error)
 
     def _commit(self, connection: Connection) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ which a pooler between here and the server might give to somebody else.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
@@ -69,6 +70,16 @@ ORDER BY 1""",
 INSERT INTO {s}.namespaces (name, metadata, created_at) VALUES ($1, $2, $3::bigint)
 ON CONFLICT (name) DO NOTHING RETURNING 1""",
     "indexes": "SELECT name, namespace, fields, is_unique, created_at FROM {s}.indexes ORDER BY name",
+    "register_and_look": """
+INSERT INTO {s}.namespaces (name, metadata, created_at) VALUES ($1, NULL, $2::bigint)
+ON CONFLICT (name) DO NOTHING RETURNING EXISTS (SELECT 1 FROM {s}.entries WHERE namespace = $1)""",
+    "unregister_empty": """
+DELETE FROM {s}.namespaces WHERE name = $1 AND metadata IS NULL AND created_at = $2::bigint
+  AND NOT EXISTS (SELECT 1 FROM {s}.entries WHERE namespace = $1)""",
+    "register_held": """
+INSERT INTO {s}.namespaces (name, metadata, created_at)
+SELECT $1, NULL, $2::bigint WHERE EXISTS (SELECT 1 FROM {s}.entries WHERE namespace = $1)
+ON CONFLICT (name) DO NOTHING""",
     "unregister": "DELETE FROM {s}.namespaces WHERE name = $1",
 }
 
@@ -128,12 +139,19 @@ def _removing(removal: str, now: str = "$1", now_ms: str = "$2") -> str:
 
 
 _WHAT_WENT: Final = "RETURNING version, expires_at"
-SQL["delete_one"] = _removing(f"DELETE FROM {{s}}.entries WHERE namespace = $3 AND key = $4 {_WHAT_WENT}")
+_ONE: Final = "namespace = $3 AND key = $4"
+_SOME: Final = "namespace = $3 AND key = ANY($4::text[])"
+_NOT_EXPIRED: Final = "(expires_at IS NULL OR expires_at > $2::bigint)"
 # Rows are locked in the order of their keys, so that two of these never wait for each other.
-SQL["delete"] = _removing("""
+_DELETE_SOME: Final = """
 DELETE FROM {s}.entries AS e USING (
-  SELECT namespace, key FROM {s}.entries WHERE namespace = $3 AND key = ANY($4::text[]) ORDER BY key FOR UPDATE) AS a
-WHERE e.namespace = a.namespace AND e.key = a.key RETURNING e.version, e.expires_at""")
+  SELECT namespace, key FROM {s}.entries WHERE {which} ORDER BY key FOR UPDATE) AS a
+WHERE e.namespace = a.namespace AND e.key = a.key RETURNING e.version, e.expires_at"""
+SQL["delete_one"] = _removing(f"DELETE FROM {{s}}.entries WHERE {_ONE} {_WHAT_WENT}")
+SQL["delete"] = _removing(_DELETE_SOME.replace("{which}", _SOME))
+# What has expired may be removed by others at any time, and is theirs to remove.
+SQL["delete_live_one"] = _removing(f"DELETE FROM {{s}}.entries WHERE {_ONE} AND {_NOT_EXPIRED} {_WHAT_WENT}")
+SQL["delete_live"] = _removing(_DELETE_SOME.replace("{which}", f"{_SOME} AND {_NOT_EXPIRED}"))
 SQL["clear"] = _removing(f"DELETE FROM {{s}}.entries WHERE namespace = $3 {_WHAT_WENT}")
 SQL["clear_all"] = _removing(f"DELETE FROM {{s}}.entries {_WHAT_WENT}")
 # Those that others are at work with are left for another time.
@@ -178,6 +196,13 @@ class Wording:
         self.value: str = self.sql["value"]
         self.put: str = self.sql["put"]
 
+    def locking(self) -> Wording:
+        """The same for transactions that are not serializable: the namespace that is written to stays until the end."""
+        other, known = copy.copy(self), _KNOWN.replace("{s}", self.schema)
+        other.sql = {name: text.replace(known, f"{known} FOR KEY SHARE OF n") for name, text in self.sql.items()}
+        other.put = other.sql["put"]
+        return other
+
 
 def like_pattern(pieces: tuple[str, ...]) -> str:
     """A pattern's literal parts for LIKE."""
@@ -189,9 +214,13 @@ class Statements(WholeRows):
     """The primitives, by a runner."""
 
     def __init__(self, texts: Wording, run: Runner) -> None:
-        self._texts = texts
-        self._sql = texts.sql
         self._run = run
+        self.use(texts)
+
+    def use(self, texts: Wording) -> None:
+        """Go on with these statements."""
+        self._texts: Wording = texts
+        self._sql = texts.sql
 
     # ---- reading
 
@@ -371,9 +400,12 @@ class Statements(WholeRows):
         )
 
     def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
+        return self._delete("delete", namespace, keys, now)
+
+    def _delete(self, name: str, namespace: str, keys: Sequence[str], now: int) -> int:
         if len(keys) == 1:
-            return self._remove("delete_one", now, namespace, keys[0])[0]
-        return self._remove("delete", now, namespace, Texts(keys))[0] if keys else 0
+            return self._remove(f"{name}_one", now, namespace, keys[0])[0]
+        return self._remove(name, now, namespace, Texts(keys))[0] if keys else 0
 
     def clear(self, namespace: str | None, now: int) -> int:
         return (self._remove("clear_all", now) if namespace is None else self._remove("clear", now, namespace))[0]
@@ -388,6 +420,24 @@ class Statements(WholeRows):
     def register(self, namespace: str, metadata: str | None, now: int) -> bool:
         text, bound = self._sql["register"], (namespace, metadata, now // 1000)
         return self._run.write(lambda cursor: cursor.execute(text, bound).fetchone()) is not None
+
+    def settle(self, namespace: str, now: int, *, was_serializable: bool) -> None:
+        """After the commit of a transaction that removed a namespace: what others wrote to it meanwhile is registered.
+
+        Of two serializable transactions PostgreSQL refuses one. Otherwise:
+
+        1. A serializable one had found the namespace there, and writes to it, whatever one does that was not. So the
+           removal is done once more by one that is: it puts the namespace there, looks, and removes it again. Whoever
+           had found it there before, and is not seen here, is refused.
+        2. One that is not serializable locks the namespace that it writes to. Who removes it waits for that, or else
+           the writer is refused; but what he wrote is seen only now.
+        """
+        bound = (namespace, now // 1000)
+
+        look = self._sql["register_and_look"]
+        if not was_serializable and self._run.write(lambda cursor: cursor.execute(look, bound).fetchone()) == (False,):
+            self._run.write(lambda cursor: cursor.execute(self._sql["unregister_empty"], bound))
+        self._run.write(lambda cursor: cursor.execute(self._sql["register_held"], bound))
 
     def unregister(self, namespace: str) -> None:
         text = self._sql["unregister"]
