@@ -20,6 +20,7 @@ import msgspec
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
 from mycelia_storage.engines.sqlite import checking, checkpoints, copying, pages, schema
+from mycelia_storage.engines.sqlite.auto import Auto
 from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 from mycelia_storage.engines.sqlite.connection import (
     close_untouched,
@@ -40,7 +41,7 @@ from mycelia_storage.engines.sqlite.failures import (
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import look_at, require_same
 from mycelia_storage.engines.sqlite.readers import Readers
-from mycelia_storage.engines.sqlite.session import Auto, SQLiteSession
+from mycelia_storage.engines.sqlite.session import SQLiteSession
 from mycelia_storage.engines.sqlite.telling import Teller, failing_as
 from mycelia_storage.engines.sqlite.trust import COMMIT, begin_to_write
 from mycelia_storage.engines.sqlite.writer import Writer

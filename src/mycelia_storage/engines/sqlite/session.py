@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import apsw
 import orjson
 
-from mycelia_storage.engines.engine import IndexRow, Member, NamespaceRow, PlanRow, PutRow, Query, Row
+from mycelia_storage.engines.engine import IndexRow, NamespaceRow, PlanRow, PutRow, Query, Row
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.explaining import explain
 from mycelia_storage.engines.sqlite.expressions import glob_literal
-from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, extended_code, one_state
+from mycelia_storage.engines.sqlite.failures import extended_code, one_state
 from mycelia_storage.engines.sqlite.indexes import indexed_paths
 from mycelia_storage.engines.sqlite.queries import Statement
 from mycelia_storage.engines.sqlite.strategy import choose
@@ -31,11 +31,9 @@ from mycelia_storage.entries import damaged
 from mycelia_storage.errors import StorageCorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from mycelia_storage.engines.engine import Primitives
-    from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.filters import Filter
     from mycelia_storage.keys import KeyRange
 
@@ -205,7 +203,7 @@ class Statements(WholeRows):
     def has(self, namespace: str, key: str, now: int) -> bool:
         with self._lender.reading() as connection:
             found = connection.execute(HAS, (namespace, key, now // 1000)).fetchall()
-        return _has(found, now)
+        return is_there(found, now)
 
     def values(self, namespace: str, keys: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
         with self._lender.reading() as connection:
@@ -342,107 +340,6 @@ class Statements(WholeRows):
     def unregister(self, namespace: str) -> None:
         with self._lender.writing() as connection:
             connection.execute(UNREGISTER, (namespace,))
-
-
-class Auto(Statements):
-    """Each call is a transaction of its own, and the calls that are made most go the shortest way.
-
-    For one statement SQLite's own transaction around it is enough, and saves BEGIN and COMMIT. Where another process
-    has the file, it goes the long way, which waits for the file first and reads the time after that.
-    """
-
-    def __init__(self, engine: SQLiteEngine) -> None:
-        super().__init__(engine)
-        self._engine = engine
-
-    def value(self, namespace: str, key: str) -> tuple[str, int | None] | None:
-        readers = self._engine.readers
-        cursor = readers.lend()
-        try:
-            found: tuple[str, int | None] | None = cursor.execute(VALUE, (namespace, key)).get
-        except BaseException as error:
-            readers.discard(cursor)
-            if isinstance(error, DRIVER_ERRORS):
-                raise self._engine.failure(error) from error
-            raise
-        readers.give_back(cursor)
-        return found
-
-    def has(self, namespace: str, key: str, now: int) -> bool:
-        readers = self._engine.readers
-        cursor = readers.lend()
-        try:
-            rows = cursor.execute(HAS, (namespace, key, now // 1000)).fetchall()
-        except BaseException as error:
-            readers.discard(cursor)
-            if isinstance(error, DRIVER_ERRORS):
-                raise self._engine.failure(error) from error
-            raise
-        readers.give_back(cursor)
-        return _has(rows, now)
-
-    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        if len(rows) != 1:
-            return super().put(namespace, rows, now)
-        writer = self._engine.writer
-        if not writer.line.try_acquire():
-            return self._put_with_others(namespace, rows)
-        writer.get_ready(0.0)
-        try:
-            now = writer.time(now)
-            key, value, metadata, expires_at = rows[0]
-            bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
-            writer.cursor.execute(PUT_IF_SIMPLE, bindings)
-            is_done = writer.connection.changes() > 0
-        except apsw.ConstraintError as error:
-            if extended_code(error) not in MENDABLE:
-                raise writer.failure(error) from error
-            is_done = False
-        except apsw.BusyError:
-            writer.roll_back()
-            is_done = False
-        except DRIVER_ERRORS as error:
-            raise writer.failure(error) from error
-        finally:
-            writer.unlock()
-        if not is_done:
-            return super().put(namespace, rows, now)
-        writer.after_write()
-        return [now]
-
-    def delete(self, namespace: str, keys: Sequence[str], now: int) -> int:
-        if len(keys) != 1:
-            return super().delete(namespace, keys, now)
-        writer = self._engine.writer
-        if not writer.line.try_acquire():
-            return self._share(lambda shared, then: shared.delete(namespace, keys, then))  # type: ignore[no-any-return]
-        writer.get_ready(0.0)
-        removed: list[Any] = []
-        try:
-            bindings = (namespace, keys[0], writer.time(now))
-            removed = writer.cursor.execute(DELETE_IF_SIMPLE, bindings).fetchall()
-            if not removed and not writer.cursor.execute(HAS, bindings).fetchall():
-                return 0
-        except apsw.BusyError:
-            writer.roll_back()
-        except DRIVER_ERRORS as error:
-            raise writer.failure(error) from error
-        finally:
-            writer.unlock()
-        if not removed:
-            return super().delete(namespace, keys, now)
-        expires_at: int | None = removed[0][1]
-        return 1 if expires_at is None or expires_at > now // 1000 else 0
-
-    def _put_with_others(self, namespace: str, rows: Sequence[PutRow]) -> list[int]:
-        # (Where the lambda stood in `put`, its variables would cost every put.)
-        return self._share(lambda shared, then: shared.put(namespace, rows, then))  # type: ignore[no-any-return]
-
-    def _share(self, step: Callable[[Primitives, int], Any]) -> Any:
-        """Others write just now: stand in line with them, for a commit in common."""
-        member = Member(step)
-        self._engine.share((member,))
-        return member.outcome()
 
 
 class SQLiteSession(Statements):
@@ -587,7 +484,8 @@ def _live_of_removed(connection: apsw.Connection, removed: list[Any], now: int) 
         raise StorageCorruptError(_NO_TIME) from None
 
 
-def _has(found: list[Any], now: int) -> bool:
+def is_there(found: list[Any], now: int) -> bool:
+    """What the rows of `HAS` say."""
     if not found:
         return False
     expires_at: int | None = found[0][0]
