@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from mycelia_storage.testing import FakeClock
 
 IS_SHORT = settings().max_examples == 100
-# How many sequences, and how long they may be. Long ones get furthest; of short ones more can be run.
-LONG_FORM = ((2_000, 50), (18_000, 10))
+# How many sequences, and how long they may be. Long ones get furthest; of short ones more can be run. In parts, so that
+# it is seen how far it is.
+LONG_FORM = ((500, 50), (4_500, 10)) * 4
 
 
 class Counting(DifferentialMachine):
