@@ -116,7 +116,7 @@ def test_nothing_is_opened_where_there_is_no_server(server: PostgresServer, post
     with pytest.raises(StorageUnavailableError):
         open_storage(server.dsn(), schema=postgres_schema)
     server.start()
-    with pytest.raises(StorageUnavailableError, match="database") as raised:
+    with pytest.raises(ConfigError, match="database") as raised:
         open_storage(server.dsn("nowhere"), schema=postgres_schema)
     assert '"nowhere" does not exist' in str(raised.value.__cause__)
     with open_storage(server.dsn(), schema=postgres_schema) as store:
@@ -290,11 +290,61 @@ def test_no_error_shows_a_password(
 
 
 def test_a_wrong_password_is_told_as_that(server: PostgresServer) -> None:
-    with pytest.raises(StorageUnavailableError, match="refuses the user, the password") as raised:
+    with pytest.raises(ConfigError, match="refuses the user or the password") as raised:
         open_storage(server.dsn(password=PASSWORD))
+    assert not raised.value.retryable
     assert "password authentication failed" in str(raised.value.__cause__)
     with pytest.raises(ConfigError, match="asks for a password, and none was given"):
         open_storage(f"postgresql://postgres@127.0.0.1:{server.port}/postgres")
+
+
+REFUSED = """
+CREATE ROLE no_login NOLOGIN;
+CREATE ROLE full LOGIN CONNECTION LIMIT 0;
+CREATE ROLE stranger LOGIN;
+CREATE DATABASE closed;
+REVOKE CONNECT ON DATABASE closed FROM PUBLIC"""
+
+
+def test_who_is_not_let_in_is_told_why_and_whether_it_may_pass() -> None:
+    """The driver has no code of it, and no message in the server's language is gone by."""
+    with PostgresServer(settings={"max_connections": 6}) as server:
+        for statement in REFUSED.split(";"):
+            server.execute(statement)
+        targets = (
+            (server.dsn("missing"), "no database of this name"),
+            (server.dsn(user="missing"), "refuses the user"),
+            (server.dsn(user="no_login"), "refuses the user"),
+            (server.dsn("closed", "stranger"), "refuses the user, the database or a setting"),
+            (f"{server.dsn()}?options=-c%20nonsense%3D1", "a setting"),
+        )
+        for target, told in targets:
+            with pytest.raises(ConfigError, match=told) as refused:
+                open_storage(target, connect_timeout=60)
+            assert not refused.value.retryable
+        with pytest.raises(StorageUnavailableError, match="no more connections"):
+            open_storage(server.dsn(user="full"))
+
+
+def test_a_role_that_is_shut_out_while_a_store_is_open_is_told_so() -> None:
+    with PostgresServer() as server:
+        server.execute("CREATE ROLE app LOGIN")
+        server.execute("CREATE SCHEMA s AUTHORIZATION app")
+        with open_storage(server.dsn(user="app"), schema="s", busy_timeout=0.5) as store:
+            store.set("key", 1)
+            server.execute("ALTER ROLE app NOLOGIN")
+            server.restart()
+            for call in (lambda: store.get("key"), lambda: list(store.scan())):
+                with pytest.raises(ConfigError, match="refuses the user"):
+                    call()
+            server.execute("ALTER ROLE app LOGIN")
+            assert store.get("key") == 1
+
+
+def test_where_it_cannot_be_known_why_nobody_is_let_in_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with PostgresServer() as server, pytest.raises(StorageUnavailableError, match="or refuses the user"):
+        open_storage(server.dsn("missing"))
 
 
 def test_neither_a_store_nor_its_status_nor_its_log_shows_the_password(

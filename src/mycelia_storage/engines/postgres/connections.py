@@ -30,7 +30,8 @@ from psycopg.rows import TupleRow
 
 from mycelia_storage.engines.limits import check_limit, is_limited, is_over, time_left, timeout_error
 from mycelia_storage.engines.postgres import arrays
-from mycelia_storage.engines.postgres.failures import ENDS, cause_of, to_storage_error
+from mycelia_storage.engines.postgres.failures import ENDS, cause_of, to_refusal, to_storage_error
+from mycelia_storage.engines.postgres.refusals import refusal
 from mycelia_storage.errors import StorageBusyError, StorageClosedError, StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class Connections:
             try:
                 connection: Connection = Connection.connect(self._conninfo, **self._settings)
             except psycopg.Error as error:
-                failure, cause = to_storage_error(error, self._where), cause_of(error)
+                failure, cause = self._why_refused(error), cause_of(error)
             else:
                 self._get_ready(connection)
                 return connection
@@ -350,10 +351,18 @@ class Connections:
             return StorageBusyError(
                 f"{self._where}: all {self.most} connections (pool_max) were in use for {patience:g} s"
             )
-        error = to_storage_error(failure[1], self._where)
+        error = self._why_refused(failure[1])
         if not isinstance(error, StorageUnavailableError):
             return error
         return StorageUnavailableError(f"{self._where}: the server could not be reached for {patience:g} s")
+
+    def _why_refused(self, error: psycopg.Error) -> StorageError:
+        """Of an attempt to connect. Where the driver does not know why, and it may be for good, it is looked into."""
+        failure = to_storage_error(error, self._where)
+        if not isinstance(failure, StorageUnavailableError) or isinstance(error, psycopg.errors.ConnectionTimeout):
+            return failure
+        state = refusal(self._conninfo)
+        return to_refusal(state, self._where) if state else failure
 
     def give_back(self, connection: Connection, *, lost: bool = False) -> None:
         """Whoever has found it lost says so: it is closed then, and another one takes its place."""

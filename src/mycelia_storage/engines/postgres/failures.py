@@ -13,6 +13,7 @@ import psycopg.errors
 import psycopg_pool
 
 from mycelia_storage.engines.limits import is_over, timeout_error
+from mycelia_storage.engines.postgres.refusals import is_passing
 from mycelia_storage.errors import (
     CapacityError,
     ConfigError,
@@ -149,7 +150,7 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     found = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
     if found is not None:
         return found[0](f"{where}: {found[1]}")
-    if not state and error.pgconn is not None:
+    if not state and error.pgconn is not None:  # from an attempt to connect
         # What the server answers to whom it does not let in comes without a code: its text is the cause.
         if error.pgconn.needs_password:
             return ConfigError(f"{where}: the server asks for a password, and none was given")
@@ -159,6 +160,16 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     if not state and is_lost(error):
         return StorageUnavailableError(f"{where}: the server cannot be reached, or the connection to it was lost")
     return StorageError(f"{where}: PostgreSQL failed with {type(error).__name__} (SQLSTATE {state or 'unknown'})")
+
+
+def to_refusal(state: str, where: str) -> StorageError:
+    """The library's error for the code with which a server refused to let somebody in."""
+    found = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
+    if is_passing(state):
+        kind, text = found or (StorageUnavailableError, "the server takes no connections now")
+        return kind(f"{where}: {text}")
+    text = found[1] if found and found[0] is ConfigError else "the server refuses the user, the database or a setting"
+    return ConfigError(f"{where}: {text} (SQLSTATE {state})")
 
 
 def cause_of(error: psycopg.Error) -> psycopg.Error:
