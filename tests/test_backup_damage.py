@@ -35,10 +35,11 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[2000, 3], ids=["at once", "in steps"])
+@pytest.fixture(params=[(2000, 16), (3, 1)], ids=["at once, few namespaces", "in steps, many namespaces"])
 def some_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many entries are compared at once."""
-    monkeypatch.setattr(soundness, "_AT_ONCE", request.param)
+    """So many entries are compared at once, and so many namespaces are few."""
+    for name, number in zip(("_AT_ONCE", "_FEW"), request.param, strict=True):
+        monkeypatch.setattr(soundness, name, number)
 
 
 def fill(store: Storage) -> None:
@@ -47,7 +48,7 @@ def fill(store: Storage) -> None:
         store.set(f"user:000{number}", {"balance": number})
     store.set("user:0009", {"balance": 9}, ttl=86400 * 300)
     store.set("user:0001", {"balance": 1}, namespace="later")
-    store.create_namespace("defaulu")  # one bit from the other one
+    store.set("user:0001", {"balance": 1}, namespace="defaulu")  # one bit from the other one
     store.create_index("balance")
 
 
@@ -228,10 +229,12 @@ def test_a_copy_of_a_store_in_memory_is_read_back(
     assert not list(tmp_path.glob("backup*"))
 
 
+@pytest.mark.parametrize("few", [0, 16])
 @pytest.mark.parametrize("how", [an_expiry, an_expiry_of_the_index, an_id_of_the_expiry_index])
 def test_expiries_in_a_namespace_that_is_not_registered_are_compared_too(
-    tmp_path: Path, path: Path, how: Callable[[bytearray], None]
+    tmp_path: Path, path: Path, how: Callable[[bytearray], None], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(soundness, "_FEW", few)
     edit(path, "DELETE FROM storage_namespaces")
     with open_storage(path) as store:
         store.backup(tmp_path / "good.db")
@@ -295,6 +298,36 @@ def test_keys_of_every_kind_are_the_same_in_both(tmp_path: Path, path: Path) -> 
             assert copy.list_keys() == store.list_keys()
 
 
+@pytest.mark.parametrize("how", [a_key, an_expiry])
+def test_entries_are_compared_whatever_their_ids_are(
+    tmp_path: Path, path: Path, how: Callable[[bytearray], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are taken by ranges of ids, which may be far apart, and as small and great as can be."""
+    monkeypatch.setattr(soundness, "_AT_ONCE", 3)
+    ids = [
+        -(2**63),
+        -(2**63) + 1,
+        -(10**12),
+        -2,
+        -1,
+        0,
+        5,
+        2**40,
+        2**40 + 1,
+        2**40 + 2,
+        2**40 + 1000,
+        2**63 - 2,
+        2**63 - 1,
+    ]
+    edit(path, "UPDATE storage_entries SET id = id + 1000")
+    edit(path, *(f"UPDATE storage_entries SET id = {wanted} WHERE id = {old}" for old, wanted in enumerate(ids, 1001)))
+    with open_storage(path) as store:
+        store.backup(tmp_path / "good.db")
+    damage(path, how)
+    with open_storage(path) as store, pytest.raises(StorageCorruptError, match="do not say the same"):
+        store.backup(tmp_path / "backup.db")
+
+
 def test_a_backup_that_cannot_be_brought_to_the_disk_is_none(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,13 +347,13 @@ def held(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
     """One of the walks does not begin before the event is set, and can be stopped until then; it waits some seconds."""
     walk, may_go_on = getattr(soundness, name), threading.Event()
 
-    def hold(connection: Any, what: str, go_on: Callable[[], None]) -> Any:
+    def hold(connection: Any, what: str, go_on: Callable[[], None], *rest: Any) -> Any:
         for _ in range(10_000):
             if may_go_on.wait(0.001):
                 break
             go_on()
         may_go_on.set()
-        return walk(connection, what, go_on)
+        return walk(connection, what, go_on, *rest)
 
     monkeypatch.setattr(soundness, name, hold)
     return may_go_on

@@ -53,6 +53,8 @@ LONGEST_START: Final = 200
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
+# For pages that pass once, in order: so many fit into the processor's own memory.
+READ_ONCE: Final = "PRAGMA cache_size=100"
 PIN: Final = "SELECT count(*) FROM sqlite_schema"
 GREATEST_VERSION: Final = """
 SELECT max((SELECT version FROM storage_version_floor WHERE id = 1),
@@ -175,6 +177,9 @@ def complete(connection: apsw.Connection, target: str, options: Options, teller:
                 raise StorageCorruptError(f"{what}: it is empty")
             # What is looked through is the file, and not what the connection that wrote it remembers of it.
             first, *others = (stack.enter_context(contextlib.closing(open_reader(path, options))) for _ in range(3))
+            for each in (first, *others):
+                each.execute(READ_ONCE)
+                each.execute("BEGIN")
         # At the same time: all go through the whole file, one on the disk and the others on the processor.
         on_disk = Beside(lambda: _sync(path))
         try:

@@ -420,6 +420,8 @@ class SQLiteEngine:
             try:
                 with failing_as(what):  # pages that are encrypted cannot become those of a file with others
                     target.pragma("page_size", lending.connection.pragma("page_size"))
+                    for connection in (lending.connection, target):
+                        connection.execute(copying.READ_ONCE)
                 copying.copy_pages(
                     lending.connection,
                     target,

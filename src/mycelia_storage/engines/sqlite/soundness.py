@@ -43,42 +43,47 @@ _LEAST_ID: Final = -(2**63)
 _GREATEST_ID: Final = 2**63 - 1
 # The texts of so many entries are in memory at once: for each side some megabytes, where keys are as long as can be.
 _AT_ONCE: Final = 2000
+# So many namespaces are told apart by comparing each entry's with all of them, which is faster than any search.
+_FEW: Final = 16
 # So often who waits for the threads tells that they go on.
 _SECONDS_BETWEEN_LOOKS: Final = 0.02
 
 # Of an entry's key: a text, which Python hashes. Neither 1 nor 0 is in a namespace, and what they separate wrongly in a
 # damaged key they separate wrongly on both sides.
 _KEYS: Final = "group_concat(id || x'01' || namespace || x'01' || key, x'00')"
-# Of an entry's expiry: a number below the prime at the end, by primes below 2**31 and 2**21, so that nothing overflows.
+# The same, of entries of which the namespace is known.
+_KEYS_INSIDE: Final = "group_concat(id || ? || key, x'00')"
+# Of an entry's expiry: a number below the prime at the end, by primes below 2**31 and 2**28, so that nothing overflows.
 # Whatever is wrong with one of the three, it is another number. (The sum of 2**31 of them fits into 64 bits.)
-_EXPIRIES: Final = """
+_EXPIRIES_OF_FEW: Final = """
+count(expires_at), count(expires_at), ifnull(sum(
+  (id % 268435399 * 16 + {}) * (expires_at % 2147483629 + 1) % 4294967291), 0)"""
+_EXPIRIES_OF_MANY: Final = """
 count(expires_at), count(registered.rowid), ifnull(sum(
   ((id % 2147483647 + 1) * (expires_at % 2147483629 + 1) + (id % 1048573 + 1) * (registered.rowid % 2097143 + 1))
   % 4294967291), 0)"""
-
-END_OF_IDS: Final = "SELECT id FROM storage_entries NOT INDEXED WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?"
 # A search in a small table for each entry that has an expiry, and none for the others.
-ROWS: Final = f"""
-SELECT {_KEYS}, {_EXPIRIES}
-FROM storage_entries NOT INDEXED
+_REGISTERED: Final = """
 LEFT JOIN storage_namespaces AS registered
-ON registered.name = CASE WHEN expires_at IS NOT NULL THEN namespace END
-WHERE id BETWEEN ? AND ?"""
-EXPIRIES: Final = f"""
-SELECT {_EXPIRIES}
-FROM storage_entries INDEXED BY {_EXPIRY_INDEX}
-LEFT JOIN storage_namespaces AS registered ON registered.name = namespace
-WHERE expires_at IS NOT NULL"""
+ON registered.name = CASE WHEN expires_at IS NOT NULL THEN namespace END"""
+
+NEXT_NAMESPACE: Final = f"SELECT min(namespace) FROM storage_entries INDEXED BY {_KEY_INDEX} WHERE namespace > ?"
+
+NEXT_ID: Final = "SELECT id FROM storage_entries NOT INDEXED WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?"
+ROWS: Final = f"SELECT count(*), {_KEYS}, {{}} FROM storage_entries NOT INDEXED {{}} WHERE id BETWEEN ? AND ?"
+EXPIRIES: Final = f"SELECT {{}} FROM storage_entries INDEXED BY {_EXPIRY_INDEX} {{}} WHERE expires_at IS NOT NULL"
 
 END_OF_KEYS: Final = f"""
 SELECT namespace, key FROM storage_entries INDEXED BY {_KEY_INDEX}
 WHERE (namespace, key) > (?, ?) ORDER BY namespace, key LIMIT 1 OFFSET ?"""
 # Three ways to say which keys, since the first is the fastest by far. A key that damage made a blob of is left out by
 # all of them (blobs come behind all texts), and so is missing in the sum: as a text it would look like the right one.
-_SOME_KEYS: Final = f"SELECT {_KEYS} FROM storage_entries INDEXED BY {_KEY_INDEX} WHERE "
-KEYS_INSIDE: Final = f"{_SOME_KEYS} namespace = ? AND key > ? AND key <= ?"
-KEYS_ACROSS: Final = f"{_SOME_KEYS} (namespace, key) > (?, ?) AND (namespace, key) <= (?, ?) AND key < x''"
-KEYS_TO_THE_END: Final = f"{_SOME_KEYS} (namespace, key) > (?, ?) AND key < x'' AND namespace < x''"
+_FROM_KEYS: Final = f"FROM storage_entries INDEXED BY {_KEY_INDEX} WHERE"
+KEYS_INSIDE: Final = f"SELECT {_KEYS_INSIDE} {_FROM_KEYS} namespace = ? AND key > ? AND key <= ?"
+KEYS_ACROSS: Final = (
+    f"SELECT {_KEYS} {_FROM_KEYS} (namespace, key) > (?, ?) AND (namespace, key) <= (?, ?) AND key < x''"
+)
+KEYS_TO_THE_END: Final = f"SELECT {_KEYS} {_FROM_KEYS} (namespace, key) > (?, ?) AND key < x'' AND namespace < x''"
 
 # Where namespaces are not registered, by whatever fault, no number stands for them.
 _EXPIRIES_ONE_BY_ONE: Final = """
@@ -106,7 +111,9 @@ def check_structure(
 def compare(connection: apsw.Connection, what: str, teller: Teller) -> None:
     """Raise StorageCorruptError where rows and indexes differ in a key or an expiry."""
     with _telling(connection, what, teller):
-        rows, index = _of_rows(connection, what, _go_on), _of_indexes(connection, what, _go_on)
+        apart = _told_apart(connection)
+        rows = _of_rows(connection, what, _go_on, apart)
+        index = _of_indexes(connection, what, _go_on, apart)
     _compare(connection, what, teller, rows, index)
 
 
@@ -148,6 +155,14 @@ class _Sums(NamedTuple):
     expiries: tuple[int, int, int]
 
 
+class _Apart(NamedTuple):
+    """How the namespaces of expiries are told apart: what is selected, what it is joined with, what it is bound to."""
+
+    expiries: str
+    joined: str
+    names: tuple[str, ...]
+
+
 class _StoppedError(Exception):
     """Who waited for a walk does not any more."""
 
@@ -156,29 +171,51 @@ def _go_on() -> None:
     """Alone, a walk is stopped inside its statements."""
 
 
+def _told_apart(connection: apsw.Connection) -> _Apart:
+    """By the namespaces that are in use, where these are few, or else by those that are registered.
+
+    The former are those of the index of keys. One that only a row or the index of expiries has, by whatever fault, has
+    no number: then the sums differ.
+    """
+    names: list[str] = []
+    name: Any = connection.execute(NEXT_NAMESPACE, ("",)).get
+    while isinstance(name, str):
+        if len(names) == _FEW:
+            return _Apart(_EXPIRIES_OF_MANY, _REGISTERED, ())
+        names.append(name)
+        name = connection.execute(NEXT_NAMESPACE, (name,)).get
+    cases = " ".join(f"WHEN ? THEN {number}" for number in range(1, len(names) + 1))
+    return _Apart(_EXPIRIES_OF_FEW.format(f"CASE namespace {cases} END" if cases else "NULL"), "", tuple(names))
+
+
 def _sum_of(texts: str | None) -> int:
     return sum(map(hash, texts.split("\0"))) if texts is not None else 0
 
 
-def _of_rows(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> _Sums:
+def _of_rows(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart) -> _Sums:
+    statement = ROWS.format(apart.expiries, apart.joined)
     keys, expiring, known, expiries = 0, 0, 0, 0
-    first = _LEAST_ID
+    least, are_dense = _LEAST_ID, True
     while True:
         go_on()
-        last = connection.execute(END_OF_IDS, (first, _AT_ONCE - 1)).get
-        end = _GREATEST_ID if last is None else last
-        if end < first:
+        first = connection.execute(NEXT_ID, (least, 0)).get
+        if first is None:
+            return _Sums(keys, (expiring, known, expiries))
+        # So many ids are no more entries. Where most of them are not in use, the entries are counted first.
+        last = first + _AT_ONCE - 1 if are_dense else connection.execute(NEXT_ID, (first, _AT_ONCE - 1)).get
+        end = _GREATEST_ID if last is None else min(last, _GREATEST_ID)
+        if not least <= first <= end:
             raise StorageCorruptError(f"{what}: the entries are out of order")
-        ((texts, *numbers),) = connection.execute(ROWS, (first, end))
+        ((many, texts, *numbers),) = connection.execute(statement, (*apart.names, first, end))
         keys += _sum_of(texts)
         expiring, known, expiries = expiring + numbers[0], known + numbers[1], expiries + numbers[2]
         if end == _GREATEST_ID:
             return _Sums(keys, (expiring, known, expiries))
-        first = end + 1
+        least, are_dense = end + 1, many * 4 > end - first
 
 
-def _of_indexes(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> _Sums:
-    ((expiring, known, expiries),) = connection.execute(EXPIRIES)
+def _of_indexes(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart) -> _Sums:
+    ((expiring, known, expiries),) = connection.execute(EXPIRIES.format(apart.expiries, apart.joined), apart.names)
     return _Sums(_of_key_index(connection, what, go_on), (expiring, known, expiries))
 
 
@@ -192,7 +229,7 @@ def _of_key_index(connection: apsw.Connection, what: str, go_on: Callable[[], No
         if not (type(end[0]) is type(end[1]) is str and (namespace, key) < end):
             raise StorageCorruptError(f"{what}: the index {_KEY_INDEX} is out of order")  # it would be walked for ever
         if end[0] == namespace:
-            texts = connection.execute(KEYS_INSIDE, (namespace, key, end[1])).get
+            texts = connection.execute(KEYS_INSIDE, (f"\1{namespace}\1", namespace, key, end[1])).get
         else:
             texts = connection.execute(KEYS_ACROSS, (namespace, key, *end)).get
         keys += _sum_of(texts)
@@ -272,11 +309,13 @@ def _look_at_once(connection: apsw.Connection, what: str, teller: Teller, others
         if threading.get_ident() == caller:  # no thread was to be had
             teller.tell("checking", 0, pages)
 
+    with failing_as(what):
+        apart = _told_apart(connection)
     for other in others:
         other.set_progress_handler(stopped.is_set, STEPS_BETWEEN_LOOKS)
     walks = [
-        Beside(lambda: _of_rows(others[0], what, go_on)),
-        Beside(lambda: _of_indexes(others[1], what, go_on)),
+        Beside(lambda: _of_rows(others[0], what, go_on, apart)),
+        Beside(lambda: _of_indexes(others[1], what, go_on, apart)),
     ]
     try:
         raise_problems(problems_of(connection, STRUCTURE, what, teller), what)
