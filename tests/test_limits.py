@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ from mycelia_storage.testing.bad_values import nested_dicts, nested_lists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mycelia_storage import Filter
 
     Call = Callable[[Storage, int], object]
 
@@ -109,6 +112,81 @@ LIMITS: dict[str, tuple[int, Call, type[StorageError]]] = {
 }
 
 
+def of_four_bytes(size: int) -> str:
+    """A text of so many bytes, and a quarter as many characters."""
+    return "\U0001f344" * (size // 4) + "a" * (size % 4)
+
+
+def negated_object(depth: int) -> Filter:
+    made: Filter = field("n") == 1
+    for _ in range(depth - 1):
+        made = ~made
+    return made
+
+
+def living(_: Storage, milliseconds: int) -> None:
+    """Written 799,999 milliseconds before the last one that there is."""
+    with open_storage("memory:", clock=lambda: 253_402_300_000.0) as store:
+        store.set("key", 1, ttl=timedelta(milliseconds=milliseconds))
+
+
+# Other ways to come to these, and limits of numbers.
+OTHERS: dict[str, tuple[int, Call, type[StorageError]]] = {
+    "bytes of a value": (
+        10_000,
+        lambda store, size: store.set("key", of_four_bytes(size - 2)),
+        InvalidValueError,
+    ),
+    "bytes of a value in a batch": (
+        10_000,
+        lambda store, size: store.set_many({"key": of_four_bytes(size - 2)}),
+        StorageError,
+    ),
+    "bytes of metadata": (
+        10_000,
+        lambda store, size: store.set("key", 1, metadata={"a": of_four_bytes(size - 8)}),
+        InvalidValueError,
+    ),
+    "depth of objects": (200, lambda store, size: store.set("key", nested_dicts(size)), InvalidValueError),
+    "bytes of a key": (1024, lambda store, size: store.set(of_four_bytes(size), 1), InvalidKeyError),
+    "characters of a key": (1024, lambda store, size: store.set("k" * (size - 1) + "\n", 1), InvalidKeyError),
+    "bytes of a namespace": (
+        255,
+        lambda store, size: store.set("key", 1, namespace=of_four_bytes(size)),
+        InvalidNamespaceError,
+    ),
+    "bytes of a path": (1024, lambda store, size: store.count(path(of_four_bytes(size)).exists()), InvalidFilterError),
+    "operands of two `in`": (
+        30_000,
+        lambda store, size: StorageQuery(field("n").is_in([1] * 20_000) | field("n").is_in([1] * (size - 20_000))),
+        InvalidFilterError,
+    ),
+    "depth of a filter of objects": (
+        100,
+        lambda store, size: store.count(negated_object(size)),
+        InvalidFilterError,
+    ),
+    "segments to a number": (
+        200,
+        lambda store, size: store.increment("key", field=".".join("a" * size)),
+        InvalidValueError,
+    ),
+    "an integer": (2**63 - 1, lambda store, size: store.set("key", size), InvalidValueError),
+    "a limit": (2**63 - 1, lambda store, size: store.list_keys(limit=size), InvalidValueError),
+    "an index in a path": (
+        2**31 - 1,
+        lambda store, size: store.count(path("a", size).exists()),
+        InvalidFilterError,
+    ),
+    "seconds to live": (
+        7000 * 365 * 86_400,
+        lambda store, size: store.set("key", 1, ttl=size),
+        InvalidValueError,
+    ),
+    "milliseconds to the end of 9999": (799_999, living, InvalidValueError),
+}
+
+
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     target = "memory:" if request.param == "memory" else tmp_path / "store.db"
@@ -117,9 +195,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
         yield opened
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_what_is_at_a_limit_works_and_what_is_beyond_is_its_error(store: Storage, name: str) -> None:
-    limit, call, error = LIMITS[name]
+@pytest.mark.parametrize(
+    ("limit", "call", "error"),
+    [*LIMITS.values(), *OTHERS.values()],
+    ids=[*LIMITS, *(f"{name}, otherwise" for name in OTHERS)],
+)
+def test_what_is_at_a_limit_works_and_what_is_beyond_is_its_error(
+    store: Storage, limit: int, call: Call, error: type[StorageError]
+) -> None:
     call(store, limit)
     before = store.list_keys(), store.list_namespaces()
     with pytest.raises(error):

@@ -455,6 +455,25 @@ def test_an_older_state_of_an_entry_does_not_win(tmp_path: Path) -> None:
         assert everything(new) == entries
 
 
+@pytest.mark.parametrize("is_floor_lost", [False, True])
+def test_no_version_is_given_twice(tmp_path: Path, is_floor_lost: bool) -> None:
+    """Though the clock was set back meanwhile. Where nobody knows what was deleted, those count that are there."""
+    path, clock = tmp_path / "store.db", FakeClock()
+    with open_storage(path, clock=clock) as store:
+        store.set("there", 1)
+        greatest = store.set("changed", 1)
+        if not is_floor_lost:
+            greatest = store.set("gone", 1)
+            store.delete("gone")
+    if is_floor_lost:
+        for page in look(path)[1]["storage_version_floor"]:
+            overwrite(path, page, bytes(PAGE))
+    salvage(path, tmp_path / "new.db")
+    clock.advance(-1000)
+    with open_storage(tmp_path / "new.db", clock=clock) as store:
+        assert store.set("gone", 2) > greatest
+
+
 @pytest.mark.parametrize("is_behind", [False, True], ids=["in front", "behind"])
 def test_an_older_state_does_not_win_wherever_it_stands(tmp_path: Path, is_behind: bool) -> None:
     path, damaged = tmp_path / "store.db", tmp_path / "damaged.db"
