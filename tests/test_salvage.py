@@ -455,38 +455,13 @@ def test_an_older_state_of_an_entry_does_not_win(tmp_path: Path) -> None:
         assert everything(new) == entries
 
 
-@pytest.mark.parametrize("is_floor_lost", [False, True])
-def test_no_version_is_given_twice(tmp_path: Path, is_floor_lost: bool) -> None:
-    """Though the clock was set back meanwhile. Where nobody knows what was deleted, those count that are there."""
-    path, clock = tmp_path / "store.db", FakeClock()
-    with open_storage(path, clock=clock) as store:
-        store.set("there", 1)
-        greatest = store.set("changed", 1)
-        if not is_floor_lost:
-            greatest = store.set("gone", 1)
-            store.delete("gone")
-    if is_floor_lost:
-        for page in look(path)[1]["storage_version_floor"]:
-            overwrite(path, page, bytes(PAGE))
-    salvage(path, tmp_path / "new.db")
-    clock.advance(-1000)
-    with open_storage(tmp_path / "new.db", clock=clock) as store:
-        assert store.set("gone", 2) > greatest
-
-
-@pytest.mark.parametrize("is_behind", [False, True], ids=["in front", "behind"])
-def test_an_older_state_does_not_win_wherever_it_stands(tmp_path: Path, is_behind: bool) -> None:
-    path, damaged = tmp_path / "store.db", tmp_path / "damaged.db"
-    states = []
-    for state in ("old", "new"):
-        with open_storage(path) as store:
-            store.set_many({f"k{number:03}": {state: number} for number in range(200)})
-            entries = everything(store)
-        states.append(path.read_bytes()[PAGE:])
-    damaged.write_bytes(bytes(PAGE) + b"".join(states if not is_behind else reversed(states)))
-    salvage(damaged, tmp_path / "new.db")
-    with open_storage(tmp_path / "new.db") as new:
-        assert everything(new) == entries
+def test_namespaces_whose_registration_is_lost_are_those_of_the_entries(made: Made, tmp_path: Path) -> None:
+    path = copy_of(made, tmp_path)
+    for page in made.trees["storage_namespaces"]:
+        overwrite(path, page, bytes(PAGE))
+    report = salvage(path, tmp_path / "new.db")
+    assert report.namespaces == 2
+    assert rescued(report, tmp_path / "new.db", len(made.entries)) == made.entries
 
 
 def test_a_damaged_key_is_not_believed(made: Made, tmp_path: Path) -> None:
@@ -502,70 +477,11 @@ def test_a_damaged_key_is_not_believed(made: Made, tmp_path: Path) -> None:
     assert {lost.key for lost in report.lost_entries} == {"user:00777", "user:0077X"}
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
-    """2,500 entries of which only the one key index tells, and the pages of each tree; there are free ones, too."""
-    path = tmp_path_factory.mktemp("plain") / "store.db"
-    with open_storage(path) as store:
-        store.set_many({f"k{number:04}": {"n": number} for number in range(2500)})
-        store.set_many({f"deleted{number}": "gone" * 100 for number in range(500)})
-        store.delete_many([f"deleted{number}" for number in range(500)])
-    return path, look(path)[1]
-
-
 def lose_free_pages(path: Path) -> None:
     """Damage the list of them."""
     trunk = int.from_bytes(path.read_bytes()[32:36], "big")
     assert trunk
     overwrite(path, trunk, bytes(PAGE))
-
-
-@pytest.mark.parametrize("are_free_known", [True, False])
-def test_every_key_is_named_where_no_row_can_be_read(
-    plain: tuple[Path, dict[str, list[int]]], tmp_path: Path, are_free_known: bool
-) -> None:
-    """Those on the inner pages of the key index, too."""
-    path = tmp_path / "store.db"
-    shutil.copyfile(plain[0], path)
-    for page in plain[1]["storage_entries"]:
-        overwrite(path, page, bytes(PAGE))
-    if not are_free_known:
-        lose_free_pages(path)
-    report = salvage(path, tmp_path / "new.db")
-    with open_storage(tmp_path / "new.db") as new:
-        there = new.list_keys()  # a few that were moved, and stand on a free page still
-    assert len(there) == 0 if are_free_known else len(there) < 50
-    missing = sorted({f"k{number:04}" for number in range(2500)} - set(there))
-    assert (report.entries, report.lost) == (len(there), len(missing))
-    assert [lost.key for lost in report.lost_entries] == missing[:1000]
-
-
-def test_what_its_root_leads_to_needs_no_index_and_no_list_of_free_pages(
-    plain: tuple[Path, dict[str, list[int]]], tmp_path: Path
-) -> None:
-    path = tmp_path / "store.db"
-    shutil.copyfile(plain[0], path)
-    for page in plain[1]["sqlite_autoindex_storage_entries_1"]:
-        overwrite(path, page, bytes(PAGE))
-    lose_free_pages(path)
-    report = salvage(path, tmp_path / "new.db")
-    assert (report.entries, report.lost) == (2500, 0)
-
-
-def test_a_key_that_is_damaged_in_the_index_takes_no_entry(
-    plain: tuple[Path, dict[str, list[int]]], tmp_path: Path
-) -> None:
-    path = tmp_path / "store.db"
-    shutil.copyfile(plain[0], path)
-    data = path.read_bytes()
-    (place,) = (
-        found
-        for page in plain[1]["sqlite_autoindex_storage_entries_1"]
-        if (found := data.find(b"k0777", (page - 1) * PAGE, page * PAGE)) >= 0
-    )
-    overwrite(path, 1, b"z", place)
-    report = salvage(path, tmp_path / "new.db")
-    assert (report.entries, report.lost) == (2500, 0)
 
 
 @pytest.mark.parametrize(
