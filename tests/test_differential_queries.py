@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mycelia_storage import Put, UniqueIndexError, open_storage
+from mycelia_storage.engines.postgres import seeking
 from mycelia_storage.filters import And, Comparison, Filter, Not, Or, SortKey
 from mycelia_storage.matching import Candidate, Position, compile_filter, is_behind, position
 from mycelia_storage.testing import FakeClock, difference
@@ -287,8 +288,13 @@ class OnPostgres(NamedTuple):
 
 
 @pytest.fixture
-def on_postgres(postgres_dsn: str, new_postgres_schema: Callable[[], str]) -> Iterator[OnPostgres]:
+def on_postgres(
+    postgres_dsn: str, new_postgres_schema: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OnPostgres]:
     clock = FakeClock()
+    # A value is looked up in its index where that has few of it: here, too, where there are few entries at all.
+    monkeypatch.setattr(seeking, "LEAST_BYTES", 0)
+    monkeypatch.setattr(seeking, "MOST", 2)
     forced = f"{postgres_dsn}{'&' if '?' in postgres_dsn else '?'}options={quote(FORCED)}"
     with (
         open_storage(postgres_dsn, schema=new_postgres_schema(), clock=clock) as natural,

@@ -19,6 +19,7 @@ from test_query_plans import document as document_of
 
 from mycelia_storage import Put, UniqueIndexError, field, open_storage
 from mycelia_storage.engines.engine import IndexRow, Query
+from mycelia_storage.engines.postgres import seeking
 from mycelia_storage.engines.postgres.documents import query_form
 from mycelia_storage.engines.postgres.explaining import EXPLAIN, explained
 from mycelia_storage.engines.postgres.indexes import MAX_FIELDS_WITH_TEXT, index_sql, statistics_sql
@@ -139,6 +140,31 @@ def test_a_plan_is_made_for_what_is_asked_on_postgres(
         for _ in range(20):
             assert len(store.query(A >= ENTRIES - 10, limit=20)) == 10
             assert store.count(A >= ENTRIES - 10) == 10
+    # What the counts of entries have read that belong to advice is among it, too.
+    assert _when_gone(postgres_connection, name, read, schema) - before < 10 * ENTRIES
+
+
+def test_a_rare_value_is_found_by_its_index_on_postgres(
+    postgres_dsn: str,
+    new_postgres_schema: Callable[[], str],
+    postgres_connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though every other entry has the value that was asked for before, which a walk by key soon comes to."""
+    monkeypatch.setattr(seeking, "LEAST_BYTES", 0)
+    schema, name = new_postgres_schema(), f"seeks {os.getpid()}"
+    read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE schemaname = %s AND relname = 'entries'"
+    with open_storage(postgres_dsn, schema=schema) as store:
+        store.set_many({f"key{number:05}": {"a": number % 2, "text": "x" * 300} for number in range(ENTRIES)})
+        store.create_index("a")
+        store.set_many({f"key{number:05}": {"a": 7} for number in range(0, ENTRIES, 1000)})
+    target = f"{postgres_dsn}{'&' if '?' in postgres_dsn else '?'}application_name={quote(name)}"
+    with open_storage(target, schema=schema) as store:
+        assert len(store.query(A == 1, limit=5)) == 5
+    before = _when_gone(postgres_connection, name, read, schema)
+    with open_storage(target, schema=schema) as store:
+        for asked, count in [(A == 1, 5)] * 20 + [(A == 7, 3)] * 20:
+            assert len(store.query(asked, limit=5)) == count
     # What the counts of entries have read that belong to advice is among it, too.
     assert _when_gone(postgres_connection, name, read, schema) - before < 10 * ENTRIES
 

@@ -109,7 +109,7 @@ class PostgresEngine:
         settings = _settings(options)
         self._parameters = psycopg.conninfo.conninfo_to_dict(settings)
         self.where: str = _shown(self._parameters)
-        self.texts: Wording = Wording(options.schema)
+        self.texts: Wording = Wording(options.schema, is_prepared=options.prepare_threshold is not None)
         self.locking_texts: Wording = self.texts.locking()
         server_clock = None if options.clock_is_given else ServerClock()
         self.clock: Callable[[], float] = server_clock or options.clock

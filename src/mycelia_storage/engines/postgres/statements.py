@@ -21,6 +21,7 @@ from mycelia_storage.engines.postgres.failures import TakenError
 from mycelia_storage.engines.postgres.indexes import index_row
 from mycelia_storage.engines.postgres.queries import Statement
 from mycelia_storage.engines.postgres.schema import quoted
+from mycelia_storage.engines.postgres.seeking import Seeking
 from mycelia_storage.engines.postgres.whole_rows import SQL as WHOLE_ROWS
 from mycelia_storage.engines.postgres.whole_rows import WholeRows
 from mycelia_storage.errors import StorageCorruptError
@@ -188,10 +189,11 @@ class Runner(Protocol):
 
 
 class Wording:
-    """The statements of one store."""
+    """The statements of one store; `is_prepared` says whether the server keeps plans for them."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, *, is_prepared: bool) -> None:
         self.schema: str = quoted(schema)
+        self.seeking: Seeking = Seeking(self.schema, is_prepared=is_prepared)
         self.sql: dict[str, str] = {name: text.replace("{s}", self.schema) for name, text in (SQL | WHOLE_ROWS).items()}
         self.value: str = self.sql["value"]
         self.put: str = self.sql["put"]
@@ -288,9 +290,26 @@ class Statements(WholeRows):
         return Statement(namespace, query, now, self._texts.schema)
 
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
+        found = self._sought(namespace, query, now) if self._texts.seeking.can_seek(query) else None
+        if found is not None:
+            return found
         statement = self._statement(namespace, query, now)
         text = statement.find()
         found = self._run.read(lambda cursor: _planned(cursor, text, statement.values).fetchall())
+        return list(map(Row._make, found))
+
+    def _sought(self, namespace: str, query: Query, now: int) -> list[Row] | None:
+        """What a query finds by one value of an index; None where it has to be run in the general way."""
+        seeking = self._texts.seeking
+        if seeking.is_due():
+            seeking.learn(self._run.read(lambda cursor: cursor.execute(seeking.knowledge).fetchall()))
+        sought = seeking.statement(namespace, query, now)
+        if sought is None:
+            return None
+        found = self._run.read(lambda cursor: cursor.execute(sought.text, sought.values).fetchall())
+        if len(found) > sought.most:
+            seeking.had_many(sought.kind)
+            return None
         return list(map(Row._make, found))
 
     def count_matching(self, namespace: str, filter: Filter, now: int) -> int:
@@ -329,6 +348,7 @@ class Statements(WholeRows):
                 self._purge_for(cursor, index, now)
             created.create(cursor, self._texts.schema, index)
 
+        self._texts.seeking.forget()
         try:
             self._run.together(step)
         except TakenError:
@@ -341,6 +361,7 @@ class Statements(WholeRows):
             cursor.execute(self._sql["purge_namespace"], (now, now // 1000, index.namespace))
 
     def drop_index(self, name: str) -> bool:
+        self._texts.seeking.forget()
         return self._run.together(lambda cursor: created.drop(cursor, self._texts.schema, name))
 
     # ---- writing
