@@ -92,6 +92,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few rows at once that a store of some dozens takes many steps."""
     monkeypatch.setattr(lockstep, "ROWS_AT_ONCE", 7)
     monkeypatch.setattr(lockstep, "KEYS_COUNTED", 5)
+    monkeypatch.setattr(lockstep, "RANGES_AT_ONCE", 3)
 
 
 def contents(store: Storage, namespaces: list[str] | None = None, now: int | None = None) -> dict[str, Any]:
@@ -351,14 +352,17 @@ def test_what_a_restored_source_holds_is_found(stores: tuple[Storage, Storage], 
     assert contents(target) == contents(source)
 
 
+@pytest.mark.parametrize("is_only", [False, True], ids=["several namespaces", "one"])
 def test_catching_up_reads_no_more_than_it_has_to(
-    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, small_steps: None, is_only: bool
 ) -> None:
     source, target = pair
     fill(source, 200)
+    if not is_only:
+        source.set_many(dict.fromkeys("abc", 1), namespace="x")
     copy(source, target)
     source.set("key 100", 1)
-    source.delete("key 150")
+    source.delete_many(["key 003", "key 060", "key 061", "key 150", "key 199"])
 
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("went through everything")

@@ -6,15 +6,17 @@ quick and small; the texts of a piece are read once its size is known, so that m
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from mycelia_storage.errors import CopyMismatchError
 from mycelia_storage.keys import KeyRange, behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
+    from concurrent.futures import Future
 
     from mycelia_storage.engines.engine import Outline, Primitives, Row
 
@@ -26,9 +28,16 @@ S = TypeVar("S")
 # A piece is so many rows at most, and so many bytes unless it is a single row.
 ROWS_AT_ONCE: Final = 2000
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
-# When deletions are looked for, ranges with so many keys are counted on both sides.
-KEYS_COUNTED: Final = 1000
-RANGES_AT_ONCE: Final = 2000
+# When deletions are looked for, ranges with so many keys are counted on both sides. Where a range begins costs a call:
+# on a server more than to read those ranges that differ.
+KEYS_COUNTED: Final = 250
+KEYS_COUNTED_FAR: Final = 1000
+RANGES_AT_ONCE: Final = 500
+_COUNTED_AT_ONCE: Final = 2
+
+# So many of the keys that differ are named.
+KEYS_NAMED: Final = 1000
+_KEYS_SHOWN: Final = 5
 
 # Rows whose sizes are not known are read so many at once, and more as long as they are small.
 _FIRST_ROWS: Final = 64
@@ -41,6 +50,29 @@ def at_once(ours: Callable[[], R], theirs: Callable[[], S]) -> tuple[R, S]:
     with ThreadPoolExecutor(1, thread_name_prefix="mycelia-moving") as pool:
         future = pool.submit(theirs)
         return ours(), future.result()
+
+
+class Found:
+    """Keys that differ: the first of them by name, and how many there are."""
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[str, str]] = []
+        self._count = 0
+
+    def add(self, namespace: str, keys: Sequence[str]) -> None:
+        """These are not the same."""
+        self._count += len(keys)
+        self._keys += [(namespace, key) for key in keys[: KEYS_NAMED - len(self._keys)]]
+
+    def raise_if_any(self) -> None:
+        """Raise CopyMismatchError where there are some."""
+        if not self._count:
+            return
+        shown = ", ".join(f"{key!r} in namespace {namespace!r}" for namespace, key in self._keys[:_KEYS_SHOWN])
+        more = f" and {self._count - _KEYS_SHOWN:,} more" if self._count > _KEYS_SHOWN else ""
+        are = "entry is" if self._count == 1 else "entries are"
+        message = f"{self._count:,} {are} not the same in the target: {shown}{more}"
+        raise CopyMismatchError(f"{message}; was it written to meanwhile?", tuple(self._keys), self._count)
 
 
 class Difference(NamedTuple):
@@ -151,25 +183,49 @@ def _without(target: Rows, namespace: str, span: KeyRange, now: int, known: Cont
         span = behind(span, namespace, keys[-1])
 
 
-def suspicious(source: Rows, target: Rows, namespace: str, now: int, *, by_target: bool) -> Iterator[KeyRange]:
+class Cutter(NamedTuple):
+    """Who tells where the ranges begin, and how many keys they have there."""
+
+    is_target: bool
+    size: int
+
+
+def cutter(*, is_source_far: bool, is_target_far: bool) -> Cutter:
+    """The side that is no server, the source where both are or none is."""
+    is_far = is_source_far and is_target_far
+    return Cutter(is_source_far and not is_target_far, KEYS_COUNTED_FAR if is_far else KEYS_COUNTED)
+
+
+def suspicious(source: Rows, target: Rows, namespace: str, now: int, by: Cutter) -> Iterator[KeyRange]:
     """The ranges of a namespace in which the source has another number of keys than the target.
 
-    Where one begins takes a call for each, so that it is better asked of a side that is no server: `by_target` chooses.
+    The target counts some while others are found, or read by whoever gets them.
     """
-    spans = _cut(target if by_target else source, namespace, now)
-    while some := list(islice(spans, RANGES_AT_ONCE)):
-        here_now, there_now = source(), target()
-        ours, theirs = at_once(
-            partial(here_now.counts, namespace, some, now), partial(there_now.counts, namespace, some, now)
-        )
-        yield from (span for span, here, there in zip(some, ours, theirs, strict=True) if here != there)
+    spans = _cut(target if by.is_target else source, namespace, now, by.size)
+    with ThreadPoolExecutor(_COUNTED_AT_ONCE, thread_name_prefix="mycelia-moving") as pool:
+        under_way: deque[tuple[list[KeyRange], list[int], Future[list[int]]]] = deque()
+        while True:
+            while len(under_way) < _COUNTED_AT_ONCE and (some := list(islice(spans, RANGES_AT_ONCE))):
+                theirs = pool.submit(target().counts, namespace, some, now)
+                under_way.append((some, _counted(source, namespace, some, now, by), theirs))
+            if not under_way:
+                return
+            some, ours, theirs = under_way.popleft()
+            yield from (span for span, here, there in zip(some, ours, theirs.result(), strict=True) if here != there)
 
 
-def _cut(rows: Rows, namespace: str, now: int) -> Iterator[KeyRange]:
+def _counted(source: Rows, namespace: str, spans: list[KeyRange], now: int, by: Cutter) -> list[int]:
+    """How many keys the source has, which is known of those that it was cut in, but for the last one."""
+    unknown = spans if by.is_target else [span for span in spans if span.high is None]
+    counts = source().counts(namespace, unknown, now) if unknown else []
+    return [by.size] * (len(spans) - len(counts)) + counts
+
+
+def _cut(rows: Rows, namespace: str, now: int, size: int) -> Iterator[KeyRange]:
     """All keys in ranges of so many."""
     low: str | None = ""
     while low is not None:
-        found = rows().keys(namespace, KeyRange(low), now, limit=1, offset=KEYS_COUNTED, reverse=False)
+        found = rows().keys(namespace, KeyRange(low), now, limit=1, offset=size, reverse=False)
         high = found[0] if found else None
         yield KeyRange(low, high)
         low = high
@@ -190,12 +246,12 @@ def walk(rows: Rows, namespace: str, now: int) -> Iterator[list[Outline]]:
         span = behind(span, namespace, outlines[-1][0])
 
 
-def written_here(rows: Primitives, namespace: str, keys: Sequence[str], version: int) -> Iterator[str]:
-    """Those of the keys that have a greater version."""
+def versions_of(rows: Primitives, namespace: str, keys: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Those of the keys that are there, each with its version."""
     start, many = 0, _FIRST_ROWS
     while start < len(keys):
         found = rows.rows(namespace, keys[start : start + many])
-        yield from (row.key for row in found if row.version > version)
+        yield from ((row.key, row.version) for row in found)
         start += many
         size = sum(len(row.value) + len(row.metadata or "") for row in found)
         many = many * 4 if size * 8 < BYTES_AT_ONCE else max(1, many // 4)

@@ -18,11 +18,11 @@ copy of another one:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterable
 from functools import partial
-from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -42,15 +42,17 @@ from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 from mycelia_storage.lockstep import (
     EVERYTHING,
     ROWS_AT_ONCE,
+    Found,
     at_once,
     compare,
+    cutter,
     differences,
     pieces,
     read,
     surplus,
     suspicious,
+    versions_of,
     walk,
-    written_here,
 )
 from mycelia_storage.retries import Retries
 from mycelia_storage.storage import Storage
@@ -58,18 +60,14 @@ from mycelia_storage.storage import Storage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mycelia_storage.engines.engine import IndexRow, Outline, Primitives, Row, Tally
+    from mycelia_storage.engines.engine import IndexRow, Newer, Outline, Primitives, Row, Tally
     from mycelia_storage.entries import CopyStep
-    from mycelia_storage.keys import KeyRange
     from mycelia_storage.lockstep import Difference
 
 R = TypeVar("R")
 
 # Where more has changed, everything is gone through in key order instead.
 MOST_NEWER: Final = 50_000
-# So many of the keys that differ are named.
-KEYS_NAMED: Final = 1000
-_KEYS_SHOWN: Final = 5
 _PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
 _ATTEMPTS: Final = 50
 _DEADLINE: Final = 30.0
@@ -130,8 +128,8 @@ def catch_up(
     """
     with _Copy(source, target, namespaces, progress, reads_back=True) as running:
         version = running.look(resume=True, needs_copy=True)
-        running.adopt()
-        is_small = running.copy_newer(version)
+        newer, _ = at_once(partial(running.newer, version), running.adopt)
+        is_small = running.copy_newer(newer)
         if is_small:
             running.copy_deletions()
         running.finish()
@@ -164,6 +162,7 @@ class _Copy:
         self._source, self._target = source, target
         self._started = time.perf_counter()
         self._written = self._deleted = self._verified = 0
+        self._gained = 0  # how many entries more the target has by what was written
         self._reads_back = reads_back
         self._is_settled = False  # the sums are the same, and nothing was written to the entries since
 
@@ -259,10 +258,17 @@ class _Copy:
         self._change(step)
         self._floor = max(self._floor, floor)
 
-    def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> None:
-        """Raise CopyTargetError, inside a transaction that would replace or remove these, where one is not copied."""
-        for key in written_here(target, namespace, keys, min(self._floor, self._given)):
-            raise _written_meanwhile(namespace, key)
+    def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> int:
+        """How many of these are there, inside a transaction that would replace or remove them.
+
+        Raises CopyTargetError where one is not copied.
+        """
+        count = 0
+        for key, version in versions_of(target, namespace, keys):
+            if version > min(self._floor, self._given):
+                raise _written_meanwhile(namespace, key)
+            count += 1
+        return count
 
     # ---- copying
 
@@ -280,15 +286,18 @@ class _Copy:
                 self._tell("copying", passed, self._sums.entries)
         self._is_empty = False
 
-    def copy_newer(self, version: int) -> bool:
-        """Write what has a greater version. False: that is a lot, and nothing was written."""
-        found = self._rows().newer(version, self._now, limit=MOST_NEWER + 1)
+    def newer(self, version: int) -> list[Newer]:
+        """What the source has in a greater version, as far as `copy_newer` takes it."""
+        return self._rows().newer(version, self._now, limit=MOST_NEWER + 1)
+
+    def copy_newer(self, found: Sequence[Newer]) -> bool:
+        """Write what `newer` has found. False: that is a lot, and nothing was written."""
         if len(found) > MOST_NEWER:
             return False
         self._tell("copying", 0, self._sums.entries)
         self._copy_namespaces()
         names = {namespace.name for namespace in self._namespaces}
-        for name, group in groupby(found, key=itemgetter(0)):
+        for name, group in itertools.groupby(found, key=itemgetter(0)):
             if name in names:
                 self._write_pieces(name, [(key, version, size) for _, key, version, size in group], [])
         self._tell("copying", self._sums.entries, self._sums.entries)
@@ -296,19 +305,28 @@ class _Copy:
 
     def copy_deletions(self) -> None:
         """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
-        self._is_settled = self.has_same_sums()
+        # 1. Nothing was written since both sides were added up, and they were the same.
+        # 2. By what was written the target has more entries than the source: that is not added up to be known.
+        # 3. Several namespaces, or some of them: where the sums differ, each is counted.
+        is_only = len(self._namespaces) == 1
+        is_all = self._chosen is None
+        self._is_settled = is_all and not self._written and _same_sums(self._held, self._sums)
+        is_more = is_all and is_only and self._held.entries + self._gained > self._sums.entries
+        if not (self._is_settled or is_more):
+            self._is_settled = self.has_same_sums()
         if self._is_settled:
             return
-        by_target = self._target._engine.reads_at_once and not self._source._engine.reads_at_once
-        is_only = len(self._namespaces) == 1
         for namespace in self._namespaces:
             name = namespace.name
             if is_only or self._rows().count(name, self._now) != self._there().count(name, self._now):
-                spans = suspicious(self._rows, self._there, name, self._now, by_target=by_target)
-                self._remove(name, (keys for span in spans for keys in self._surplus(name, span)))
+                self._remove_surplus(name)
 
-    def _surplus(self, namespace: str, span: KeyRange) -> Iterator[list[str]]:
-        return surplus(self._rows, self._there, namespace, span, self._now)
+    def _remove_surplus(self, name: str) -> None:
+        source, target = self._source._engine, self._target._engine
+        by = cutter(is_source_far=not source.reads_at_once, is_target_far=not target.reads_at_once)
+        spans = suspicious(self._rows, self._there, name, self._now, by)
+        found = (surplus(self._rows, self._there, name, span, self._now) for span in spans)
+        self._remove(name, itertools.chain.from_iterable(found))
 
     def _remove(self, namespace: str, found: Iterator[list[str]]) -> None:
         """A transaction waits for the disk, so that many keys share one."""
@@ -349,15 +367,16 @@ class _Copy:
     def _write(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
         """One transaction: some rows, and the keys that go."""
 
-        def step(target: Primitives, now: int) -> None:
-            self._keep(target, namespace, [*gone, *(row.key for row in rows)])
+        def step(target: Primitives, now: int) -> int:
+            were_there = self._keep(target, namespace, [*gone, *(row.key for row in rows)])
             if gone:
                 target.delete(namespace, gone, now)
             if rows:
                 target.place(namespace, rows, now)
+            return len(rows) - were_there
 
         try:
-            self._change(step)
+            self._gained += self._change(step)
         except UniqueIndexError:
             self._write_past_indexes(namespace, rows, [*gone, *(row.key for row in rows)])
         self._written += len(rows)
@@ -369,7 +388,7 @@ class _Copy:
 
     def _read_back(self, namespace: str, rows: Sequence[Row]) -> None:
         back = {row.key: row for row in self._there().rows(namespace, [row.key for row in rows])}
-        found = _Found()
+        found = Found()
         found.add(namespace, [row.key for row in rows if back.get(row.key) != row])
         found.raise_if_any()
         self._verified += len(rows)
@@ -479,7 +498,7 @@ class _Copy:
         """Raise CopyMismatchError where that is not so, naming keys."""
         if self.has_same_sums_now():
             return
-        found = _Found()
+        found = Found()
         with self._target_state() as there:
             for namespace in self._namespaces:
                 for difference in differences(self._rows, there, namespace.name, self._now):
@@ -488,7 +507,7 @@ class _Copy:
 
     def verify(self) -> None:
         """Read everything again, on both sides, and compare. Raises CopyMismatchError naming keys."""
-        found = _Found()
+        found = Found()
         self._verified = 0
         with self._target_state() as there:
             self._tell("verifying", 0, self._sums.entries)
@@ -526,27 +545,6 @@ class _Copy:
             verified=self._verified,
             seconds=time.perf_counter() - self._started,
         )
-
-
-class _Found:
-    """Keys that differ: the first of them by name, and how many there are."""
-
-    def __init__(self) -> None:
-        self._keys: list[tuple[str, str]] = []
-        self._count = 0
-
-    def add(self, namespace: str, keys: Sequence[str]) -> None:
-        self._count += len(keys)
-        self._keys += [(namespace, key) for key in keys[: KEYS_NAMED - len(self._keys)]]
-
-    def raise_if_any(self) -> None:
-        if not self._count:
-            return
-        shown = ", ".join(f"{key!r} in namespace {namespace!r}" for namespace, key in self._keys[:_KEYS_SHOWN])
-        more = f" and {self._count - _KEYS_SHOWN:,} more" if self._count > _KEYS_SHOWN else ""
-        are = "entry is" if self._count == 1 else "entries are"
-        message = f"{self._count:,} {are} not the same in the target: {shown}{more}"
-        raise CopyMismatchError(f"{message}; was it written to meanwhile?", tuple(self._keys), self._count)
 
 
 def _same_sums(ours: Tally, theirs: Tally) -> bool:
