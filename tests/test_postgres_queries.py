@@ -361,3 +361,30 @@ def test_a_unique_index_looks_at_all_of_a_long_text_on_postgres(
 )
 def test_the_query_form_of_a_number_is_its_exact_value_on_postgres(text: str, form: str | None) -> None:
     assert query_form(text) == (text if form is None else form)
+
+
+def test_a_count_reads_the_key_alone_and_no_entry_on_postgres(
+    postgres_dsn: str, postgres_schema: str, postgres_connection: Connection
+) -> None:
+    """Values may be large, and are not needed for it; nor is what has expired counted."""
+    clock = FakeClock()
+    with open_storage(postgres_dsn, schema=postgres_schema, clock=clock) as store:
+        store.set_many({f"key{number:05}": "x" * 1000 for number in range(1000)})
+        store.set_many({f"gone{number}": 1 for number in range(7)}, ttl=1)
+        store.set("elsewhere", 1, namespace="other", ttl=1)
+        clock.advance(2)
+        assert (store.count(), store.count(namespace="other"), store.get_status().entries) == (1000, 0, 1000)
+        texts = store._reading()._texts.sql  # type: ignore[attr-defined]
+        postgres_connection.execute(f"VACUUM ANALYZE {postgres_schema}.entries".encode())
+        run = Made(postgres_connection, postgres_schema).run
+        for name, bound in (("count", ["default", clock.micros // 1000]), ("count_all", [clock.micros // 1000])):
+            ((plan,),) = run(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[name]}", bound)
+            found = {node["Node Type"]: node.get("Heap Fetches") for node in _nodes(plan[0]["Plan"])}
+            assert found.get("Index Only Scan") == 0, found
+            assert "Seq Scan" not in found
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for below in node.get("Plans", ()):
+        yield from _nodes(below)

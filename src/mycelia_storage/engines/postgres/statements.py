@@ -47,9 +47,12 @@ SQL: Final[dict[str, str]] = {
     "rows": f"SELECT {_COLUMNS} FROM {{s}}.entries AS e WHERE e.namespace = $1 AND e.key = ANY($2::text[])",
     "keys": f"SELECT e.key FROM {{s}}.entries AS e WHERE e.namespace = $1 AND e.key >= $2 AND {_IS_LIVE}",
     "page": f"SELECT {_COLUMNS} FROM {{s}}.entries AS e WHERE e.namespace = $1 AND e.key >= $2 AND {_IS_LIVE}",
+    # All by the primary key, which alone is read where a vacuum has been, less the few that have expired.
     "count": """
-SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND (expires_at IS NULL OR expires_at > $2::bigint)""",
-    "count_all": "SELECT count(*) FROM {s}.entries WHERE expires_at IS NULL OR expires_at > $1::bigint",
+SELECT (SELECT count(*) FROM {s}.entries WHERE namespace = $1)
+  - (SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND expires_at <= $2::bigint)""",
+    "count_all": """
+SELECT (SELECT count(*) FROM {s}.entries) - (SELECT count(*) FROM {s}.entries WHERE expires_at <= $1::bigint)""",
     "namespace": """
 SELECT name, metadata, created_at FROM {s}.namespaces WHERE name = $1
 UNION ALL
