@@ -194,6 +194,27 @@ def test_a_commit_that_no_standby_has_confirmed_is_of_unknown_outcome(
     store.set("key", "confirmed by nobody, since nobody has to")
 
 
+@pytest.mark.parametrize("name", WRITES)
+def test_a_commit_waits_for_a_standby_no_longer_than_statement_timeout(
+    unconfirming: PostgresServer, postgres_schema: str, name: str
+) -> None:
+    """Of itself a server waits for as long as it takes, whatever its timeouts say."""
+    with open_storage(unconfirming.dsn(), schema=postgres_schema, statement_timeout=0.4) as hasty:
+        with pytest.raises(OutcomeUnknownError):
+            WRITES[name](hasty)
+        assert hasty.get("key") == "new"
+        unconfirming.configure(synchronous_standby_names="")
+        WRITES[name](hasty)
+
+
+def test_no_commit_waits_for_longer_behind_a_pooler(unconfirming: PostgresServer, postgres_schema: str) -> None:
+    options: dict[str, Any] = {"prepare_threshold": None, "statement_timeout": 0.4}
+    with open_storage(unconfirming.dsn(), schema=postgres_schema, **options) as pooled:
+        with pytest.raises(OutcomeUnknownError):
+            pooled.set("key", "new")
+        assert pooled.get("key") == "new"
+
+
 # ---- others, and time
 
 

@@ -110,6 +110,8 @@ class Connection(psycopg.Connection[TupleRow]):
     is_cut: bool = False
     # It began on a standby, where nothing is serializable. After a promotion it still is at the lower level.
     is_on_standby: bool = False
+    # When what is sent now, to be committed with it, has taken too long.
+    until: float | None = None
     _is_ending: bool = False
 
     def get_ready(self, *, debug: bool = False) -> None:
@@ -148,7 +150,7 @@ class Connection(psycopg.Connection[TupleRow]):
         """As the driver does; what has a limit is cancelled when it is over. Nothing is sent on one that is cut."""
         if self.is_cut:
             raise psycopg.OperationalError("the store is closed")
-        if is_limited():
+        if self.until is not None or is_limited():
             return super().wait(self._watched(gen), _LOOK_SECONDS, timeout)
         return super().wait(gen, interval, timeout)
 
@@ -158,13 +160,16 @@ class Connection(psycopg.Connection[TupleRow]):
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if not cancelled and not ready and is_over():
+                if not cancelled and not ready and (is_over() or self._is_late()):
                     cancelled = True
                     self.cancel_soon()
                 wanted = gen.send(ready)
         except StopIteration as end:
             result: RV = end.value
             return result
+
+    def _is_late(self) -> bool:
+        return self.until is not None and time.monotonic() > self.until
 
     def cancel_soon(self, timeout: float = _CANCEL_SECONDS) -> None:
         """Ask the server to stop what runs on it. The answer to that is an error of its own."""

@@ -72,6 +72,7 @@ _DEADLINE: Final = 30.0
 _ISOLATION: Final = "-c default_transaction_isolation=serializable"
 # What runs when the store is closed has so long to end.
 _CLOSING_SECONDS: Final = 2.0
+_GRACE_SECONDS: Final = 0.25
 _APPLICATION: Final = "mycelia-storage"
 
 # A server that is gone without a word is noticed within a minute, and not after TCP's two hours: a caller who waits for
@@ -307,6 +308,14 @@ class PostgresEngine:
         if self._is_closed and not (committing and is_open_question(error)):
             return StorageClosedError("the store is closed")
         return to_storage_error(error, self.where, committing=committing)
+
+    def until(self) -> float | None:
+        """When a commit that begins now has taken too long, by the monotonic clock. (The server times statements only.)
+
+        A little after the server's own time is over, which says of a statement that it has not happened.
+        """
+        seconds = self._options.statement_timeout
+        return None if seconds is None else time.monotonic() + seconds + _GRACE_SECONDS
 
     def now(self) -> int:
         """Microseconds since 1970."""

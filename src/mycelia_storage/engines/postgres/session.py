@@ -113,12 +113,13 @@ class Auto(Statements):
         retries = None
         while True:
             connection = self._connections.lend()
-            connection.is_unconfirmed = False
+            connection.is_unconfirmed, connection.until = False, self._engine.until()
             try:
                 if connection.is_on_standby:
                     raise psycopg.errors.ReadOnlySqlTransaction("cannot write on a standby")
                 result = step(connection.raw)
             except psycopg.Error as error:
+                connection.until = None
                 is_standby = state_of(error) == STANDBY and not self._engine.is_read_only
                 self._connections.give_back(connection, lost=is_lost(error) or is_standby)
                 refused = taken(error)
@@ -127,11 +128,12 @@ class Auto(Statements):
                     continue
                 failure, cause = self._engine.failure(error, committing=True), cause_of(error)
             except BaseException:
+                connection.until = None
                 self._connections.give_back(connection)
                 raise
             else:
-                is_unconfirmed = connection.is_unconfirmed
-                self._connections.give_back(connection)
+                is_unconfirmed, connection.until = connection.is_unconfirmed, None
+                self._connections.give_back(connection, lost=is_unconfirmed)  # a late request to cancel may be coming
                 if is_unconfirmed:
                     raise outcome_unknown(self._engine.where)
                 return result
@@ -357,7 +359,11 @@ class PostgresSession(Statements):
             raise TransactionError(_ENDED)
         connection.is_unconfirmed = connection.is_stray = False
         try:
-            connection.raw.execute(COMMIT, prepare=False)
+            connection.until = self._engine.until()
+            try:
+                connection.raw.execute(COMMIT, prepare=False)
+            finally:
+                connection.until = None
             ended_with = connection.raw.statusmessage
         except psycopg.Error as error:
             self._end(lost=is_lost(error))
@@ -366,7 +372,7 @@ class PostgresSession(Statements):
             self._end(lost=True)
             raise
         is_unconfirmed, is_stray = connection.is_unconfirmed, connection.is_stray
-        self._end()
+        self._end(lost=is_unconfirmed)  # a late request to cancel may be coming
         if ended_with != COMMIT or is_stray:
             raise TransactionError(_ENDED)
         if is_unconfirmed:
