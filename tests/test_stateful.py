@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IS_SHORT = settings().max_examples == 100
 # How many sequences, and how long they may be. Long ones get furthest; of short ones more can be run. In parts, so that
 # it is seen how far it is.
-LONG_FORM = ((500, 50), (4_500, 10)) * 4
+LONG_FORM = ((250, 50), (4_750, 10)) * 4
 
 
 class Counting(DifferentialMachine):
