@@ -26,6 +26,7 @@ from mycelia_storage import (
     StorageError,
     StorageQuery,
     field,
+    keys,
     match,
     open_storage,
     path,
@@ -208,6 +209,20 @@ def test_what_is_at_a_limit_works_and_what_is_beyond_is_its_error(
     with pytest.raises(error):
         call(store, limit + 1)
     assert (store.list_keys(), store.list_namespaces()) == before
+
+
+@pytest.mark.parametrize("name", ["depth of a value", "depth of metadata", "depth of a filter"])
+def test_what_is_far_beyond_a_limit_is_the_same_error(store: Storage, name: str) -> None:
+    """And not that of an interpreter which has gone too deep."""
+    _, call, error = LIMITS[name]
+    with pytest.raises(error):
+        call(store, 100_000)
+
+
+def test_names_that_are_asked_for_once_are_not_kept_for_ever(store: Storage) -> None:
+    for number in range(2 * keys._MAX_KNOWN):
+        store.has("key", namespace=f"asked for once {number}")
+    assert len(keys._known_namespaces) <= keys._MAX_KNOWN
 
 
 def test_the_page_tells_of_each_limit() -> None:

@@ -90,6 +90,9 @@ def test_an_older_state_does_not_win_wherever_it_stands(tmp_path: Path, is_behin
         assert everything(new) == entries
 
 
+KEYS = [f"k{number:04}" for number in range(0, 5000, 2)]
+
+
 class Plain(NamedTuple):
     """2,500 entries of which only the one key index tells, and where they stand; there are free pages, too."""
 
@@ -102,7 +105,7 @@ class Plain(NamedTuple):
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
     path = tmp_path_factory.mktemp("plain") / "store.db"
     with open_storage(path) as store:
-        store.set_many({f"k{number:04}": {"n": number} for number in range(2500)})
+        store.set_many({key: {"some": "thing"} for key in KEYS})
         store.set_many({f"deleted{number}": "gone" * 100 for number in range(500)})
         store.delete_many([f"deleted{number}" for number in range(500)])
     return Plain(path, *look(path))
@@ -121,7 +124,7 @@ def test_every_key_is_named_where_no_row_can_be_read(plain: Plain, tmp_path: Pat
     with open_storage(tmp_path / "new.db") as new:
         there = new.list_keys()  # a few that were moved, and stand on a free page still
     assert len(there) == 0 if are_free_known else len(there) < 50
-    missing = sorted({f"k{number:04}" for number in range(2500)} - set(there))
+    missing = [key for key in KEYS if key not in there]
     assert (report.entries, report.lost) == (len(there), len(missing))
     assert [lost.key for lost in report.lost_entries] == missing[:1000]
 
@@ -132,7 +135,7 @@ def test_what_its_root_leads_to_needs_no_index_and_no_list_of_free_pages(plain: 
     for page in plain.trees["sqlite_autoindex_storage_entries_1"]:
         overwrite(path, page, bytes(PAGE))
     lose_free_pages(path)
-    (damaged,) = plain.pages_of["default", "k0777"]
+    (damaged,) = plain.pages_of["default", "k0776"]
     overwrite(path, damaged, bytes(PAGE))
     report = salvage(path, tmp_path / "new.db")
     left = {key for (_, key), pages in plain.pages_of.items() if damaged not in pages}
@@ -155,22 +158,28 @@ def test_pages_that_lead_in_a_circle_are_read_once(plain: Plain, tmp_path: Path)
 def test_a_cell_that_makes_no_sense_is_told_and_takes_no_other(plain: Plain, tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     shutil.copyfile(plain.path, path)
-    (page,) = plain.pages_of["default", "k0777"]
+    (page,) = plain.pages_of["default", "k0776"]
     overwrite(path, page, b"\xff\xff", 8)  # where its first cell is said to be
     report = salvage(path, tmp_path / "new.db")
     assert (report.entries, report.lost, report.damaged_pages) == (2499, 1, 1)
     assert report.problems == (f"'storage_entries': 1 cells of page {page} are damaged",)
 
 
-def test_a_key_that_is_damaged_in_the_index_takes_no_entry(plain: Plain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_in_order", [False, True])
+def test_a_key_that_is_damaged_in_the_index_takes_no_entry(plain: Plain, tmp_path: Path, is_in_order: bool) -> None:
+    """One that is out of order, or on a page of which another cell is damaged, is not believed against the row."""
     path = tmp_path / "store.db"
     shutil.copyfile(plain.path, path)
     data = path.read_bytes()
     (place,) = (
         found
         for page in plain.trees["sqlite_autoindex_storage_entries_1"]
-        if (found := data.find(b"k0777", (page - 1) * PAGE, page * PAGE)) >= 0
+        if (found := data.find(b"k0776", (page - 1) * PAGE, page * PAGE)) >= 0
     )
-    overwrite(path, 1, b"z", place)
+    if is_in_order:
+        overwrite(path, 1, b"k0777", place)
+        overwrite(path, place // PAGE + 1, b"\xff\xff", 8)
+    else:
+        overwrite(path, 1, b"z", place)
     report = salvage(path, tmp_path / "new.db")
     assert (report.entries, report.lost) == (2500, 0)
