@@ -7,16 +7,38 @@ file twice, as they are and as they were. (`test_salvage.py` damages pages at ra
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import apsw
 import pytest
 from test_salvage import PAGE, Name, everything, look, lose_free_pages, overwrite
 
 from mycelia_storage import open_storage, salvage
+from mycelia_storage.engines.sqlite.raw_pages import PageFile, record
 from mycelia_storage.testing import FakeClock
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def test_records_are_read_as_sqlite_reads_them(tmp_path: Path) -> None:
+    powers = [2**bits for bits in (7, 8, 15, 16, 23, 24, 31, 32, 47, 48, 62)]
+    whole = [0, 1, -1, 2, *powers, *(n - 1 for n in powers), *(-n for n in powers), *(-n - 1 for n in powers)]
+    whole += [2**63 - 1, -(2**63)]
+    rows: list[tuple[int, Any]] = [(number, number) for number in sorted(whole)]
+    rows += [
+        (7000 + place, value) for place, value in enumerate((0.0, -1.5, 1e300, "", "é", b"", b"\xff", None, "x" * 900))
+    ]
+    rows.sort()
+    connection = apsw.Connection(str(tmp_path / "some.db"))
+    connection.execute("CREATE TABLE some (id INTEGER PRIMARY KEY, value)")
+    connection.executemany("INSERT INTO some VALUES (?, ?)", rows)
+    root = connection.execute("SELECT rootpage FROM sqlite_schema").get
+    connection.close()
+    pages = PageFile(str(tmp_path / "some.db"))
+    cells = pages.tree_page(root).cells
+    pages.close()
+    assert [(cell.number, *record(cell.payload or b"")[1:]) for cell in cells] == rows
 
 
 def test_rows_that_have_the_same_number_are_both_taken(tmp_path: Path) -> None:
