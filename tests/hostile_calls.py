@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     Maker = Callable[[], Any]
 
 LONGEST_MESSAGE = 2000
-# What Python says of arguments that a function does not have, of what a dict's update() would not take, and of an
-# object that is not what it says it is.
-IS_SIGNATURE = re.compile("positional argument|keyword argument|argument after|Value after|LyingClass")
+# What Python says of arguments that a function does not have, of what a dict's update() would not take, of an object
+# that is not what it says it is, and what a function that is given for `progress` says of what it is told.
+IS_SIGNATURE = re.compile("positional argument|keyword argument|argument after|Value after|LyingClass|LoadReport")
 
 DOCUMENTS = {"k": {"n": 1, "t": "x"}, "k2": {"n": 2}, "k3": [1, 2, 3], "k4": 4}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,11 @@ OTHERS: dict[str, tuple[int, Call, type[StorageError]]] = {
     "seconds to live": (
         7000 * 365 * 86_400,
         lambda store, size: store.set("key", 1, ttl=size),
+        InvalidValueError,
+    ),
+    "seconds of a timeout": (
+        int(threading.TIMEOUT_MAX),
+        lambda store, size: store.query(timeout=size),
         InvalidValueError,
     ),
     "milliseconds to the end of 9999": (799_999, living, InvalidValueError),

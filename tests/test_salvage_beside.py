@@ -41,6 +41,17 @@ def test_records_are_read_as_sqlite_reads_them(tmp_path: Path) -> None:
     assert [(cell.number, *record(cell.payload or b"")[1:]) for cell in cells] == rows
 
 
+def test_values_and_keys_of_any_length_are_read(tmp_path: Path) -> None:
+    """Just before and behind those with which a part of them goes to another page."""
+    with open_storage(tmp_path / "store.db") as store:
+        store.set_many({f"{size}": "x" * size for at in (3900, 8000) for size in range(at, at + 200)})
+        store.set_many({f"{size}".ljust(size, "k"): 1 for size in range(950, 1024)})
+        entries = everything(store)
+    assert salvage(tmp_path / "store.db", tmp_path / "new.db").is_complete
+    with open_storage(tmp_path / "new.db") as new:
+        assert everything(new) == entries
+
+
 def test_rows_that_have_the_same_number_are_both_taken(tmp_path: Path) -> None:
     data = b""
     for key in ("a", "b"):
