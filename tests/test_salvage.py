@@ -189,7 +189,7 @@ def test_what_has_not_been_written_back_from_the_wal_counts(tmp_path: Path) -> N
     with open_storage(path) as store:
         fill(store)
         store.optimize()
-        store.set_many({f"late:{number}": {"n": 10_000 + number} for number in range(500)})
+        store.set_many({f"late:{number}": {"n": 10_000 + number, "text": "late " * 300} for number in range(500)})
         store.delete("user:00000")
         store.set("user:00001", "changed")
         entries = everything(store)
