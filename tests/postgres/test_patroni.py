@@ -103,6 +103,15 @@ class Node:
             return f"{told.get('role')} {told.get('state')}"
         return "away"
 
+    def voters(self) -> int:
+        """How many standbys Patroni may promote."""
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.api}/cluster", timeout=2) as it,
+        ):
+            return [member["role"] for member in json.load(it)["members"]].count("quorum_standby")
+        return 0
+
     def die(self) -> None:
         """As when its machine loses power: everything at once."""
         assert self.process is not None
@@ -182,6 +191,8 @@ class Cluster:
             "the cluster does not come up",
         )
         wait_until(lambda: self.confirming() == 2, "the standbys do not confirm")
+        # Patroni promotes a standby only when etcd says that it confirms, which it is told a moment after the server.
+        wait_until(lambda: self.leader().voters() == 2, "etcd does not hear that the standbys confirm")
 
     def leader(self) -> Node:
         (node,) = (node for node in self.nodes if node.role().startswith("primary"))
