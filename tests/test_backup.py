@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -621,6 +622,25 @@ def test_a_store_without_wal_is_copied_too(tmp_path: Path, target: Path, wal: bo
             other.restore(target)
             assert everything(other) == before
             assert other.get_status().details["journal_mode"] == ("wal" if wal else "delete")
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_not_restored(any_store: Storage, target: Path) -> None:
+    """Nobody had it open at first, so it is read without locks: part of it would be of before, and part of after."""
+    with open_storage(target) as store:
+        fill(store, 9000)
+    any_store.set("old", 1)
+    with contextlib.closing(apsw.Connection(str(target))) as writer:
+
+        def write(progress: CopyProgress) -> None:
+            if (progress.step, progress.done) == ("copying", 1024):
+                writer.execute("UPDATE storage_entries SET value = replace(value, 'xxx', 'yyy'), version = version + 1")
+                writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                writer.execute("UPDATE storage_namespaces SET metadata = NULL")
+                assert os.path.getsize(f"{target}-wal")
+
+        with pytest.raises(StorageBusyError, match="was changed while it was read"):
+            any_store.restore(target, progress=write)
+    assert any_store.list_keys() == ["old"]
 
 
 def test_a_file_with_its_log_beside_it_is_restored_with_it(any_store: Storage, tmp_path: Path) -> None:

@@ -101,6 +101,11 @@ def open_to_look(path: str, secret: Secret | None = None) -> apsw.Connection:
     return connection
 
 
+def is_held_fast(connection: apsw.Connection) -> bool:
+    """Whether what a connection of `open_to_look` reads cannot change meanwhile: where it reads a -wal, under locks."""
+    return bool(connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, -1))
+
+
 def open_to_read(path: str, patience: float) -> apsw.Connection:
     """A connection to a database of somebody else, which others may write to meanwhile; it changes nothing of it.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from mycelia_storage.engines.sqlite import indexes, schema
-from mycelia_storage.engines.sqlite.connection import kind_at, open_reader, open_writer, size_of
+from mycelia_storage.engines.sqlite.connection import is_held_fast, kind_at, open_reader, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.places import BESIDE, look_at, rename_to_free
 from mycelia_storage.engines.sqlite.soundness import (
@@ -303,6 +303,7 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
     with contextlib.ExitStack() as looking:
         with failing_as(path):
             source = looking.enter_context(schema.looking(path, options.encryption_key))
+            may_change = not is_held_fast(source)
             source.execute("BEGIN")
             source.execute(PIN).fetchall()
             target = open_writer(copy, options)
@@ -316,7 +317,7 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
             with failing_as(path):
                 target.execute("PRAGMA synchronous=OFF")
             copy_pages(source, target, path, lambda done, total: teller.tell("copying", done, total))
-    if not size_of(path + "-wal") and _state(path) != before:
+    if may_change and _state(path) != before:
         raise StorageBusyError(f"{path}: the file was changed while it was read: make a backup, and restore that")
     with failing_as(path):
         target.pragma("journal_mode", "delete")
