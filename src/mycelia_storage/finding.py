@@ -14,7 +14,6 @@ from mycelia_storage.engines.limits import limited
 from mycelia_storage.entries import IndexInfo, NamespaceInfo, Plan, to_datetime
 from mycelia_storage.errors import (
     IndexNotFoundError,
-    InvalidFilterError,
     InvalidNamespaceError,
     InvalidValueError,
     NamespaceExistsError,
@@ -25,7 +24,7 @@ from mycelia_storage.indexing import check_index_name, define_index, info_of, ma
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace, key_range
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.query import StorageQuery
-from mycelia_storage.querying import find_page, read_condition, read_query
+from mycelia_storage.querying import find_page, read_choice, read_condition, read_query
 from mycelia_storage.scan import Scan
 
 if TYPE_CHECKING:
@@ -203,11 +202,13 @@ class Finding:
         namespace: str = DEFAULT_NAMESPACE,
         durable: bool | None = None,
     ) -> int:
-        """Remove the entries that a filter matches, in one step; gives how many. `clear` removes all."""
+        """Remove the entries that a filter matches, in one step; gives how many. `clear` removes all.
+
+        Raises InvalidFilterError for a filter without a comparison, such as [], or one that an empty group makes match
+        every entry.
+        """
         namespace = check_namespace(namespace)
-        if filter is None:
-            raise InvalidFilterError("filter: delete_where needs one; clear() removes every entry")
-        wanted = read_condition(filter, "delete_where")
+        wanted = read_choice(filter, "delete_where")
         self._advise(self._writing(), namespace, StorageQuery(wanted), self._now())
         return self._together(lambda rows, now: rows.delete_matching(namespace, wanted, now), durable=durable)
 

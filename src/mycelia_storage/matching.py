@@ -135,6 +135,20 @@ def _compile_comparison(given: Comparison) -> Test:
     return lambda entry: (value := lookup(path, entry)) is not MISSING and test(value, operand)
 
 
+def answer_to_all(given: Filter) -> bool | None:
+    """What a filter says of every entry alike, whatever its comparisons find; None where it depends on them."""
+    if isinstance(given, Not):
+        answer = answer_to_all(given.filter)
+        return None if answer is None else not answer
+    if not isinstance(given, And | Or):
+        return None
+    answers = [answer_to_all(part) for part in given.filters]
+    settles = isinstance(given, Or)  # the answer of one part that is that of the group
+    if settles in answers:
+        return settles
+    return None if None in answers else not settles
+
+
 def matches_value(given: Filter, value: object, metadata: Mapping[str, object] | None) -> bool:
     """Whether a value with this metadata meets a filter; nothing else of an entry is known, so it is missing."""
     check(value)

@@ -12,7 +12,7 @@ from mycelia_storage.codec import MAX_INT
 from mycelia_storage.engines.engine import Query
 from mycelia_storage.entries import Entry, entry_of
 from mycelia_storage.errors import InvalidFilterError, StorageCorruptError
-from mycelia_storage.matching import Candidate, is_behind, position
+from mycelia_storage.matching import Candidate, answer_to_all, is_behind, position
 from mycelia_storage.page import Page, identity, read_cursor, write_cursor
 from mycelia_storage.query import StorageQuery, parse_filter, parse_sort
 
@@ -50,6 +50,22 @@ def read_condition(given: object, verb: str) -> Filter:
     if given.sort or given.limit is not None or given.offset:
         raise InvalidFilterError(f"filter: {verb} takes no sort, limit or offset, and the query has some")
     return given.filter
+
+
+def read_choice(given: object, verb: str) -> Filter:
+    """The same for a verb that removes what it finds: a filter that every entry meets is a mistake there.
+
+    It is mostly a list of conditions that stayed empty, on its own or in a place where it makes up for all others.
+    """
+    wanted = read_condition(given, verb)
+    if given is None or not wanted.size.leaves:
+        raise InvalidFilterError(f"filter: {verb} needs one that compares something; clear() removes every entry")
+    if answer_to_all(wanted) is True:
+        raise InvalidFilterError(
+            f"filter: {verb} needs one that tells entries apart, and an empty group makes this one match every entry; "
+            "clear() removes every entry"
+        )
+    return wanted
 
 
 def find_page(rows: Primitives, namespace: str, wanted: StorageQuery, cursor: str | None, now: int) -> Page[Any]:

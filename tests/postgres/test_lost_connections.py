@@ -17,6 +17,7 @@ from mycelia_storage import (
     OutcomeUnknownError,
     StorageReadOnlyError,
     StorageUnavailableError,
+    field,
     open_async_storage,
     open_storage,
 )
@@ -62,7 +63,7 @@ WRITES: dict[str, tuple[Callable[[Storage], object], object, object]] = {
     "set_many of many": (lambda store: store.set_many({**MANY, "key": "new"}), "old", "new"),
     "load": (lambda store: store.load(MANY | {"key": "new"}, batch_size=10_000), "old", "new"),
     "clear": (lambda store: store.clear(), "old", None),
-    "delete_where": (lambda store: store.delete_where([]), "old", None),
+    "delete_where": (lambda store: store.delete_where(field("$key") == "key"), "old", None),
 }
 
 

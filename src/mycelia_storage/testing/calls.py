@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from mycelia_storage import IndexNotFoundError
+from mycelia_storage import IndexNotFoundError, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ READS_OF_A_NAMESPACE: Final[dict[str, NamespaceCall]] = {
 }
 WRITES_OF_A_NAMESPACE: Final[dict[str, NamespaceCall]] = {
     "clear": lambda verbs, ns: verbs.clear(namespace=ns),
-    "delete_where": lambda verbs, ns: verbs.delete_where([], namespace=ns),
+    "delete_where": lambda verbs, ns: verbs.delete_where(field("$key").exists(), namespace=ns),
     "create_namespace": lambda verbs, ns: verbs.create_namespace(ns, exist_ok=True),
     "delete_namespace": lambda verbs, ns: verbs.delete_namespace(ns, recursive=True),
 }

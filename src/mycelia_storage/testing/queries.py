@@ -36,6 +36,20 @@ if TYPE_CHECKING:
     from mycelia_storage.testing.clock import FakeClock
 
 N = field("n")
+# No comparison narrows these, or an empty group opens them for everything.
+EMPTY: tuple[Any, ...] = (
+    [],
+    (),
+    {"and": []},
+    {"or": []},
+    {"not": {"or": []}},
+    match(),
+    StorageQuery(),
+    [[], [{"and": [[]]}]],
+    {"or": [N == 0, []]},
+    {"or": [N == 0, {"not": {"or": []}}]},
+    {"not": [N == 0, {"or": []}]},
+)
 
 
 def _numbered(store: Storage, count: int, **options: Any) -> list[str]:
@@ -414,7 +428,7 @@ class FilteringContract(ContractBase):
         assert store.delete_where({"field": "n", "operator": "gt", "value": 7}) == 2
         assert store.delete_where(StorageQuery(N == 5), durable=True) == 1
         assert store.list_keys() == [keys[4], keys[6], keys[7]]
-        assert store.delete_where([]) == 3
+        assert store.delete_where(field("$key").exists()) == 3
         assert store.count(namespace="other") == 10
 
     def test_delete_where_needs_a_filter(self, store: Storage) -> None:
@@ -425,6 +439,24 @@ class FilteringContract(ContractBase):
         with pytest.raises(TypeError):
             store.delete_where()  # type: ignore[call-arg]
         assert store.count() == 2
+
+    def test_delete_where_takes_no_empty_list_for_all(self, store: Storage) -> None:
+        _numbered(store, 2)
+        for empty in EMPTY:
+            assert store.count(empty) in (0, 2)  # the others have a use for it
+            with pytest.raises(InvalidFilterError, match=r"^filter: delete_where needs one .*clear\(\)"):
+                store.delete_where(empty)
+            with pytest.raises(InvalidFilterError, match=r"clear\(\)"), store.transaction() as tx:
+                tx.delete_where(empty)
+            assert store.count() == 2, empty
+
+    def test_delete_where_takes_an_empty_group_that_settles_nothing(self, store: Storage) -> None:
+        _numbered(store, 3)
+        assert store.delete_where([N == 0, [], {"and": []}]) == 1
+        assert store.delete_where({"or": [N == 1, {"or": []}]}) == 1
+        assert store.delete_where([N == 2, {"or": []}]) == 0
+        assert store.delete_where({"not": {"or": [N == 9, []]}}) == 0
+        assert store.delete_where(N.not_in([])) == 1
 
     def test_versions_are_not_used_again_after_delete_where(self, store: Storage) -> None:
         store.set("a", {"n": 1})
