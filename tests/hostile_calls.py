@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 LONGEST_MESSAGE = 2000
 # What Python says of arguments that a function does not have, of what a dict's update() would not take, of an object
-# that is not what it says it is, and what a function that is given for `progress` says of what it is told.
-IS_SIGNATURE = re.compile("positional argument|keyword argument|argument after|Value after|LyingClass|LoadReport")
+# that is not what it says it is, and what a function that is given for `progress` says of what it is told. And what the
+# library says of two arguments that no call may have both.
+IS_SIGNATURE = re.compile(
+    "positional argument|keyword argument|argument after|Value after|LyingClass|LoadReport|exclude each other"
+)
 
 DOCUMENTS = {"k": {"n": 1, "t": "x"}, "k2": {"n": 2}, "k3": [1, 2, 3], "k4": 4}
 
