@@ -555,6 +555,58 @@ def test_a_write_does_not_wait_longer_than_busy_timeout(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_write_is_not_refused_because_another_one_was(front: AsyncStorage) -> None:
+    """Whoever is behind one that was refused at once has not waited for `busy_timeout` yet."""
+    go_on = threading.Event()
+
+    def wait(value: object) -> object:
+        go_on.wait(30)
+        return value
+
+    def refuse(value: object) -> object:
+        raise StorageBusyError("some other store is busy")
+
+    async def work() -> None:
+        await front.set("a", 1)
+        calls: list[Coroutine[Any, Any, Any]] = [
+            front.modify("a", wait),
+            front.modify("a", refuse),
+            enter(front.transaction(wait=0)),
+            front.set("b", 2),
+            front.increment("n"),
+        ]
+        tasks = []
+        for call in calls:
+            tasks.append(asyncio.create_task(call))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # what is gathered goes to the thread
+        go_on.set()
+        first, refused, _, *others = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (first, type(refused)) == (1, StorageBusyError)
+        assert [type(other) for other in others] == [int, int]
+
+    run(work())
+
+
+def test_a_read_is_not_refused_because_another_one_has_waited_too_long(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with open_async_storage(tmp_path / "store.db", max_readers=1, busy_timeout=1) as store:
+            await store.set("a", 1)
+            with store.sync.transaction(read_only=True) as tx:
+                assert tx.get("a") == 1
+                first = asyncio.create_task(store.get("a"))
+                readers: Any = store.sync._engine
+                while not readers.readers._waiting:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.5)  # so much less than the first one has the second one waited
+                second = asyncio.create_task(store.get("a"))
+                with pytest.raises(StorageBusyError):
+                    await first
+            assert await second == 1
+
+    run(work())
+
+
 async def enter(block: AsyncTransaction) -> None:
     async with block:
         pass

@@ -445,6 +445,22 @@ def test_a_connection_that_cannot_roll_back_is_replaced(
         assert store.get("k") == 2
 
 
+def test_what_is_to_be_durable_is_so_on_a_connection_that_was_replaced_meanwhile(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    traps = Traps()
+    with trapped(traps), open_storage(tmp_path / "store.db", debug=True) as store:
+        store.set("n", 1)
+        traps.errors = {"COMMIT": [failing_with("SQLITE_FULL")], "ROLLBACK": [failing_with("SQLITE_IOERR_READ")]}
+        with caplog.at_level(logging.DEBUG, "mycelia_storage.sql"):
+            assert store.increment("n", durable=True) == 2
+        assert "cannot roll back" in caplog.text
+        run = [record.getMessage().split("ms  ", 1)[-1] for record in caplog.records]
+        before = run[: max(place for place, statement in enumerate(run) if statement == "COMMIT")]
+        modes = [statement for statement in before if statement.startswith("PRAGMA synchronous=")]
+        assert modes[-2:] == ["PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL"]
+
+
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_CORRUPT", "SQLITE_CONSTRAINT_CHECK", "SQLITE_ERROR"])
 def test_after_an_error_inside_a_transaction_nothing_of_it_stays(tmp_path: Path, name: str) -> None:
     """Of a verb of several statements half is done then; whoever goes on is told that it is over."""

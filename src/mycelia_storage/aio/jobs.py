@@ -36,18 +36,20 @@ class _Handed:
     limit: Limit | None = None
     session: Session | None = None
     is_alone: bool = False
-    # When it was made, in the time of `time.monotonic`.
-    since: float = 0.0
 
 
 class Read(_Handed):
-    """A read that takes no time to speak of. `future` is None where nobody waits, but it has to be run."""
+    """A read that takes no time to speak of. `future` is None where nobody waits, but it has to be run.
 
-    __slots__ = ("error", "function", "future", "result")
+    `since` is when it was made, in the time of `time.monotonic`; every kind of call has that.
+    """
+
+    __slots__ = ("error", "function", "future", "result", "since")
 
     def __init__(self, function: Callable[[Any], Any], future: asyncio.Future[Any] | None) -> None:
         self.function: Callable[[Any], Any] = function
         self.future: asyncio.Future[Any] | None = future
+        self.since: float = monotonic()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -55,7 +57,7 @@ class Read(_Handed):
 class Task(Read):
     """Any call that is run by itself: one that may be stopped, one of a transaction, a write that shares nothing."""
 
-    __slots__ = ("is_alone", "limit", "session", "since")
+    __slots__ = ("is_alone", "limit", "session")
 
     def __init__(
         self,
@@ -67,7 +69,6 @@ class Task(Read):
         is_alone: bool = False,
     ) -> None:
         super().__init__(function, future)
-        self.since: float = monotonic()
         self.limit: Limit | None = limit
         self.session: Session | None = session
         self.is_alone: bool = is_alone

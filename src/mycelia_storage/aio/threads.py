@@ -21,6 +21,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -113,7 +114,8 @@ class Readers:
         queue, batch, storage = self._queue, self._batch, self._threads.storage
         done: list[Job] = []
         flush_at = 0.0
-        refused = 0
+        # Who has waited since then, or longer, is refused: nothing was to be had for as long as one may wait.
+        hopeless = -inf
         while True:
             try:
                 job = queue.get_nowait()
@@ -128,16 +130,16 @@ class Readers:
             if future is None or not future.done():
                 if not done:
                     flush_at = monotonic() + _PATIENCE
-                if refused:
-                    # It has waited as long as the one before, which was refused for that.
-                    refused -= 1
+                # (Not the end of a transaction, for which nobody may wait: it gives back what others wait for.)
+                if job.since <= hopeless and future is not None and (job.session is None or job.is_alone):
                     job.error = StorageBusyError("the store was busy for longer than busy_timeout")
                 else:
                     run(job, storage)
                     if job.error is not None and isinstance(job.error, StorageBusyError):
-                        refused = queue.qsize()
+                        hopeless = monotonic() - self._threads.busy_timeout
+                        flush_at = 0.0  # the next one may wait as long
                 done.append(job)
-                if len(done) >= batch or (not len(done) & 15 and monotonic() >= flush_at):
+                if len(done) >= batch or not flush_at or (not len(done) & 15 and monotonic() >= flush_at):
                     deliver(done)
                     done = []
             if self._most > 1:
@@ -308,7 +310,6 @@ class Writer:
             else:
                 alone = job
                 break
-        started = monotonic()
         jobs: Sequence[Job] = together if alone is None else [alone]
         if alone is not None:
             run(alone, self._threads.storage)
@@ -320,8 +321,8 @@ class Writer:
                 self._waiting.extendleft(reversed(again))
         self._answer(jobs)
         if alone is not None and isinstance(alone.error, StorageBusyError):
-            # Those that came before it was begun have waited as long by now.
-            self._refuse_waiting(started)
+            # Perhaps it waited for as long as one may, and then so did those that came before it was begun.
+            self._refuse_waiting(monotonic() - self._busy_timeout)
 
 
 class Threads:

@@ -125,7 +125,7 @@ class SharedCommits:
             if not self._run_together(members):
                 for member in members:
                     writer.patience.timeout = max(0.0, deadline - time.monotonic())
-                    self._run_alone(member)
+                    self._run_alone(member, durable=durable)
             writer.relax()
         except BaseException:
             # A signal handler raised. Whose work is not done gets another turn.
@@ -193,11 +193,12 @@ class SharedCommits:
             member.result = member.error = None
         return False
 
-    def _run_alone(self, member: Member) -> None:
+    def _run_alone(self, member: Member, *, durable: bool) -> None:
         writer = self._writer
         is_committing = False
         try:
             writer.wake()
+            writer.synchronize(durable=durable)  # where the connection is another one, it does not know yet
             writer.trust.require(writer.connection)
             begin_to_write(writer.connection, writer.cursor)
             self._shared.begin()
