@@ -321,6 +321,19 @@ def test_a_pool_with_nothing_left_is_busy_after_its_timeout(postgres_dsn: str, p
         assert store.get("a") == 1
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_who_waits_for_a_connection_is_given_the_next_one(postgres_dsn: str, postgres_schema: str, most: int) -> None:
+    """Though the one that comes back could be kept at hand for its next use."""
+    with open_storage(postgres_dsn, schema=postgres_schema, pool_max=most, busy_timeout=10) as store:
+        store.set("key", 1)
+
+        def reads(_: int) -> set[object]:
+            return {store.get("key") for _ in range(100)}
+
+        assert together(6, reads) == [{1}] * 6
+        assert store.get_status().details["connections_in_use"] == 0
+
+
 def test_scans_use_no_connection_of_the_pool(postgres_dsn: str, postgres_schema: str) -> None:
     with open_storage(postgres_dsn, schema=postgres_schema, pool_max=1, busy_timeout=0.5) as store:
         store.set_many({f"k{n}": n for n in range(5)})
@@ -403,10 +416,18 @@ store.set("parent", 1)
 tx = store.transaction()
 inside = tx.__enter__()
 inside.set("in the transaction", 1)
+
+
+def served_by():
+    return store._engine.auto.read(lambda cursor: cursor.execute("SELECT pg_backend_pid()").fetchone())[0]
+
+
 for _ in range(3):
+    mine = served_by()
     pid = os.fork()
     if not pid:
         assert store.get("parent") == 1
+        assert served_by() != mine
         store.increment("children")
         try:
             inside.get("parent")

@@ -51,6 +51,8 @@ _LONG_SLICE_SECONDS: Final = 2.0
 _AWAY_SECONDS: Final = 5.0
 # A connection more than `pool_min` that nobody needed for so long is closed.
 _IDLE_SECONDS: Final = 60.0
+# So often in a row a connection is used without the pool.
+_KEPT_TIMES: Final = 1000
 _SAY_AGAIN_SECONDS: Final = 10.0
 _NAME: Final = "mycelia-storage"
 # What has a limit is looked at so often.
@@ -112,6 +114,7 @@ class Connection(psycopg.Connection[TupleRow]):
     is_on_standby: bool = False
     # When what is sent now, to be committed with it, has taken too long.
     until: float | None = None
+    times_kept: int = 0
     _is_ending: bool = False
 
     def get_ready(self, *, debug: bool = False) -> None:
@@ -237,6 +240,10 @@ class Connections:
         # Of transactions that nobody has any more. The garbage collector put them here, which must not take a lock.
         self.abandoned: deque[Connection] = deque()
         self.is_closed: bool = False
+        # The last one that came back, where nobody waits for one: to the pool it is lent. See `_keep`.
+        self._kept: deque[Connection] = deque()
+        self._waiting: deque[None] = deque()
+        self._keeps = least > 0
         self._pool = self._new_pool()
 
     def _new_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
@@ -305,7 +312,16 @@ class Connections:
 
         Raises StorageBusyError, StorageUnavailableError, StorageTimeoutError, StorageClosedError.
         """
-        patience = self._patience if wait is None else wait
+        connection = self._take_kept()
+        if connection is not None:
+            return connection
+        self._waiting.append(None)
+        try:
+            return self._take_kept() or self._lend(self._patience if wait is None else wait)
+        finally:
+            self._waiting.pop()
+
+    def _lend(self, patience: float) -> Connection:
         left, started = patience, time.monotonic()
         while True:
             while self.abandoned:
@@ -321,16 +337,53 @@ class Connections:
                 self._pool.open()  # the child of a fork, which needs one for the first time
                 continue
             else:
-                try:
-                    if connection.is_usable() and self._told_the_time(connection):
-                        return connection
-                except BaseException:  # Ctrl-C, mostly
-                    self.give_back(connection, lost=True)
-                    raise
-                self.give_back(connection, lost=True)
+                if self._is_good(connection):
+                    return connection
             left = started + patience - time.monotonic()
             if left <= 0:
                 raise self._why_none(started, patience) from None
+
+    def _is_good(self, connection: Connection) -> bool:
+        """Whether it seems to work; one that does not is given back."""
+        try:
+            if connection.is_usable() and self._told_the_time(connection):
+                return True
+        except BaseException:  # Ctrl-C, mostly
+            self.give_back(connection, lost=True)
+            raise
+        self.give_back(connection, lost=True)
+        return False
+
+    def _take_kept(self) -> Connection | None:
+        """The one that was kept, which takes a third of the time that the pool takes to give it."""
+        if self._kept and not self.abandoned and not self.is_closed:
+            try:
+                connection = self._kept.pop()
+            except IndexError:  # another thread was quicker
+                return None
+            if self._is_good(connection):
+                return connection
+        return None
+
+    def _keep(self, connection: Connection) -> bool:
+        """Keep one that came back, unless somebody waits for one. Once in a while the pool has it, which ages them.
+
+        Whoever waits says so before looking for a kept one, and who keeps one looks for those who wait afterwards: so
+        none is kept while somebody waits. The same with the store that closes.
+        """
+        connection.times_kept += 1
+        if self._kept or not self._keeps or connection.times_kept % _KEPT_TIMES == 0:
+            return False
+        self._kept.append(connection)
+        if self._waiting or self.is_closed:
+            self._give_kept()
+        return True
+
+    def _give_kept(self) -> None:
+        """Give the pool what is kept."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._pool.putconn(self._kept.pop())
 
     def _slice(self) -> float:
         """How long to wait in the pool's line before somebody asks for a new connection, or looks at limits.
@@ -378,7 +431,8 @@ class Connections:
             connection.close()
             self._pool.putconn(connection)
             raise
-        self._pool.putconn(connection)  # which closes it where the pool is closed
+        if lost or connection.closed or not self._keep(connection):
+            self._pool.putconn(connection)  # which closes it where the pool is closed
 
     @staticmethod
     def _end(connection: Connection, *, lost: bool) -> None:
@@ -395,15 +449,15 @@ class Connections:
     def lent(self) -> int:
         """How many are with callers now."""
         stats = self._pool.get_stats()
-        return stats.get("pool_size", 0) - stats.get("pool_available", 0)
+        return stats.get("pool_size", 0) - stats.get("pool_available", 0) - len(self._kept)
 
     def forget(self) -> list[object]:
         """For the child of a fork: begin anew, once it is needed. Gives what has to be kept: the parent's connections.
 
         They are the parent's to use, and to say good bye on.
         """
-        kept: list[object] = [self._pool, list(self.abandoned)]
-        self.abandoned = deque()
+        kept: list[object] = [self._pool, list(self.abandoned), list(self._kept)]
+        self.abandoned, self._kept, self._waiting = deque(), deque(), deque()
         if not self.is_closed:
             self._pool = self._new_pool()
         return kept
@@ -411,4 +465,5 @@ class Connections:
     def close(self) -> None:
         """Close them all; those that are lent when they come back."""
         self.is_closed = True
+        self._give_kept()
         self._pool.close()
