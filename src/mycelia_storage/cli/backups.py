@@ -49,7 +49,7 @@ def restore(
                 count = store.get_status().entries
         raise UsageError(f"the store holds {output.entry_count(count)}: add --yes to replace all of it by {path}")
     started = time.monotonic()
-    with open_store(context, create=True) as store:
+    with open_store(context, create=True, migrate=True) as store:
         with copying_bar() as progress:
             store.restore(path, progress=progress)
         count = store.get_status().entries

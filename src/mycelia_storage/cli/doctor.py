@@ -316,7 +316,9 @@ class _Examination:
         else:
             if version == 1:
                 self._find(
-                    "note", "the file has schema version 1", "opening it migrates it; `migrate` does so by itself"
+                    "note",
+                    "the file has schema version 1",
+                    "a program that opens it migrates it, of the verbs only `migrate`",
                 )
             return {"schema_version": version}
         return {}

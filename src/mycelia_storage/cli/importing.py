@@ -13,10 +13,9 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
-from mycelia_storage import open_storage
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of
-from mycelia_storage.cli.opening import options_from_environment
+from mycelia_storage.cli.opening import open_target, options_from_environment
 from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
@@ -102,7 +101,7 @@ def run_import(options: ImportOptions) -> Outcome:
         given = options_from_environment()
         if is_export:
             given["clock"] = clock.read
-        store = open_storage(options.target, **given)
+        store = open_target(options.target, given, create=True)
         with store, ImportProgress(source) as progress:
             run = _Import(store, options, outcome, progress, clock)
             try:

@@ -16,7 +16,7 @@ import typer
 from mycelia_storage import ImportReport, import_from, open_storage
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, InputError, exit_code_of
-from mycelia_storage.cli.opening import options_from_environment, target_of
+from mycelia_storage.cli.opening import open_target, options_from_environment, target_of
 from mycelia_storage.cli.progress import entries_bar
 from mycelia_storage.errors import BatchError, StorageError
 from mycelia_storage.foreign.importing import require_source
@@ -112,7 +112,7 @@ def _open(context: typer.Context, *, is_dry: bool) -> Storage:
         if options.path and not os.path.exists(options.path):
             return open_storage("memory:")
         given["read_only"] = True
-    return open_storage(target, **given)
+    return open_target(target, given, create=not is_dry)
 
 
 def _stored(report: ImportReport) -> str:

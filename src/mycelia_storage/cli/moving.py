@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from mycelia_storage import CopyMismatchError, catch_up, open_storage
+from mycelia_storage import CopyMismatchError, catch_up
 from mycelia_storage import copy as copy_store
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
-from mycelia_storage.cli.opening import KEY, KEY_FILE, NEW_KEY, NEW_KEY_FILE, read_key, refuse_password
+from mycelia_storage.cli.opening import KEY, KEY_FILE, NEW_KEY, NEW_KEY_FILE, open_target, read_key, refuse_password
 from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.options import read_options
 
@@ -51,8 +51,8 @@ def copy(
             raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
         to_read: StorageOptions = {"read_only": True, **_options("SOURCE", source, key)}
         to_write = _options("TARGET", target, key if new_key is None else new_key)
-        here = stack.enter_context(open_storage(source, **to_read))
-        there = stack.enter_context(open_storage(target, **to_write))
+        here = stack.enter_context(open_target(source, to_read, create=False))
+        there = stack.enter_context(open_target(target, to_write, create=True))
         progress = stack.enter_context(copying_bar())
         try:
             if only_changes:

@@ -12,17 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from mycelia_storage import open_storage
-from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
+from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError, exit_code_of
+from mycelia_storage.engines.sqlite import schema
+from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.errors import SchemaVersionError, StorageError
 from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
     from mycelia_storage import Storage, StorageOptions
+    from mycelia_storage.options import Options
 
 ENVIRONMENT: Final = "MYCELIA_STORAGE"
 KEY: Final = "MYCELIA_STORAGE_KEY"
 KEY_FILE: Final = "MYCELIA_STORAGE_KEY_FILE"
 NEW_KEY: Final = "MYCELIA_STORAGE_NEW_KEY"
 NEW_KEY_FILE: Final = "MYCELIA_STORAGE_NEW_KEY_FILE"
+
+_FIRST_VERSION: Final = (
+    "the file has schema version 1, as the JavaScript adapter writes it, and was not changed: `mycelia-storage migrate`"
+    " brings it to this library's, after which that program cannot write to it (see the page on migrations)"
+)
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="The namespace.")]
 
@@ -35,15 +44,42 @@ def target_of(context: typer.Context) -> str:
     return target
 
 
-def open_store(context: typer.Context, *, create: bool = False) -> Storage:
-    """The store; only a verb that writes makes a new one, so that a slip in the name is noticed."""
+def open_store(context: typer.Context, *, create: bool = False, migrate: bool = False) -> Storage:
+    """The store; only a verb that writes makes a new one, so that a slip in the name is noticed.
+
+    `migrate` as in `open_target`.
+    """
     target = target_of(context)
-    options, known = options_from_environment(), read_options(target, {})
-    if known.path and not create and not os.path.exists(known.path):
-        raise CommandError(f"there is no store at {known.path}", STORAGE_FAILED)
+    path = read_options(target, {}).path
+    if path and not create and not os.path.exists(path):
+        raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
+    return open_target(target, options_from_environment(), create=create, migrate=migrate)
+
+
+def open_target(target: str, given: StorageOptions, *, create: bool, migrate: bool = False) -> Storage:
+    """The store of a verb, by its target and what else is known of it.
+
+    A file of an older schema is for another program, which can write to it no longer once it is migrated. So no verb
+    does that on its way: only `migrate`, and `restore`, which replaces everything.
+    """
+    known = read_options(target, given)
     if known.backend == "postgresql":
-        options["migrate"] = create
-    return open_storage(target, **options)
+        given = {**given, "migrate": create}
+    elif known.path:
+        given = {**given, "migrate": migrate}
+    try:
+        return open_storage(target, **given)
+    except SchemaVersionError as error:
+        if known.path and not migrate and _is_first_version(known):
+            raise CommandError(f"{known.path}: {_FIRST_VERSION}", exit_code_of(error)) from error
+        raise
+
+
+def _is_first_version(options: Options) -> bool:
+    try:
+        return schema.version_of(options.path, options.encryption_key) == 1
+    except (StorageError, *DRIVER_ERRORS):  # then the first error says more
+        return False
 
 
 def refuse_password(name: str, target: str) -> None:

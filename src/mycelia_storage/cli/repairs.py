@@ -72,7 +72,7 @@ def migrate(
     wanted = schema.NEWEST if to is None else to
     before = schema.version_of(path, read_options(path, options_from_environment()).encryption_key)
     if before != wanted or wanted != 1:  # opening one of version 1 would migrate it
-        with open_store(context) as store:
+        with open_store(context, migrate=True) as store:
             store.migrate(to=wanted)
     facts: dict[str, object] = {"path": path, "from": before, "to": wanted}
     sentence = f"{path} is in schema version {wanted}" + ("" if before == wanted else f", and was in {before}")
