@@ -240,13 +240,15 @@ def test_only_what_was_committed_to_this_wal_counts(tmp_path: Path, flipped: boo
             assert everything(new) == entries
 
 
-def test_a_transaction_that_was_never_committed_is_undone_by_its_journal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_torn", [False, True], ids=["whole", "with an end that was never written"])
+def test_a_transaction_that_was_never_committed_is_undone_by_its_journal(tmp_path: Path, is_torn: bool) -> None:
     path, killed = tmp_path / "store.db", tmp_path / "killed"
     with open_storage(path, wal_mode=False, synchronous="OFF") as store:
         fill(store)
         entries = everything(store)
     killed.mkdir()
     connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA synchronous=OFF")
     connection.execute(
         "PRAGMA cache_size=5; BEGIN; UPDATE storage_entries SET metadata = '{\"half\":1}' WHERE id < 300"
     )
@@ -261,6 +263,10 @@ def test_a_transaction_that_was_never_committed_is_undone_by_its_journal(tmp_pat
     connection.execute("ROLLBACK")
     connection.close()
     assert (killed / "store.db").stat().st_size > path.stat().st_size
+    if is_torn:
+        pages = range(1, path.stat().st_size // PAGE + 1)
+        with open(killed / "store.db-journal", "ab") as file:
+            file.writelines(page.to_bytes(4, "big") + bytes(PAGE + 4) for page in pages)
     report = salvage(killed / "store.db", killed / "new.db")
     assert report.is_complete
     with open_storage(killed / "new.db") as new:
