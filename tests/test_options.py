@@ -283,11 +283,64 @@ def test_the_process_umask_is_left_alone(tmp_path: Path) -> None:
         assert os.umask(before) == 0o027
 
 
-@pytest.mark.parametrize("target", ["memory", ":memory", "sqlite:app.db", "~/app.db"])
+SLIPS = [
+    "memory",
+    ":memory",
+    "sqlite:app.db",
+    "sqlite3:app.db",
+    "SQLite:/app.db",
+    "~/app.db",
+    " sqlite:///app.db",
+    "  ",
+    "\n",
+    " app.db",
+    "app.db\n",
+    " memory:",
+    " postgresql://app:geheim@db/app",
+    "postgresql://app:geheim@db/app ",
+    "postgresql:/app:geheim@db/app",
+    "postgresql:app:geheim@db/app",
+    "POSTGRES:app:geheim@db/app",
+    "postgres:",
+    "file:app.db",
+    "file:app.db?mode=ro&key=geheim",
+    "file:///app.db",
+    "app.db?mode=ro",
+    "app.db?key=geheim",
+    "host=/tmp dbname=x",
+    "password=geheim dbname=x",
+    "password = geheim dbname=x",
+]
+
+
+@pytest.mark.parametrize("target", SLIPS)
 def test_what_looks_like_something_else_makes_no_file(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="taken for a mistake"):
+    with pytest.raises(ConfigError, match="taken for a mistake|unknown scheme") as caught:
         open_storage(target)
     assert list(tmp_path.iterdir()) == []
+    assert "geheim" not in str(caught.value), "a password may stand behind a scheme"
+
+
+@pytest.mark.parametrize("target", [" postgresql://app@db/app", "postgresql:/app@db/app", "file:app.db"])
+def test_a_mistyped_server_in_the_environment_makes_no_file(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mycelia_storage.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MYCELIA_STORAGE", target)
+    assert main(["set", "a", "1"]) == 2
+    assert "taken for a mistake" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_file_can_have_every_name_all_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_storage(Path(name)) as store:
+        store.set("a", 1)
+    with open_storage(db_path=name) as store:
+        assert store.get("a") == 1

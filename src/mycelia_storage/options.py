@@ -27,6 +27,21 @@ SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
 _MAX_SECONDS: Final = 3600.0
 _MAX_SCHEMA_BYTES: Final = 63
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# What begins like a URL and has a slash too few, and how what is meant by it is written.
+_ALMOST_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_PATH_OR_URL: Final = "a path, 'sqlite:///relative.db' or 'sqlite:////absolute.db'"
+_SERVER_URL: Final = "'postgresql://user@host/database'"
+_MEANT: Final = {
+    "sqlite": _PATH_OR_URL,
+    "sqlite3": _PATH_OR_URL,
+    "file": _PATH_OR_URL,
+    "memory": "'memory:'",
+    "postgres": _SERVER_URL,
+    "postgresql": _SERVER_URL,
+}
+# SQLite's parameters behind a path, and libpq's settings.
+_QUERY: Final = re.compile(r"\?\w+=")
+_SETTING: Final = re.compile(r"(host|hostaddr|port|dbname|user|password|passfile|service|sslmode)\s*=")
 
 
 class StorageOptions(TypedDict, total=False):
@@ -216,6 +231,11 @@ def _read_target(target: object) -> tuple[str, object]:
         raise ConfigError("target: an empty string is no path; for a store in memory write 'memory:'")
     if target in ("memory:", ":memory:"):
         return "memory", None
+    if target != target.strip():
+        raise ConfigError(
+            "target: what begins or ends with white space is taken for a mistake: leave that out, or give a Path, "
+            "which is taken literally"
+        )
     found = _SCHEME.match(target)
     if found is None:
         _refuse_lookalike(target)
@@ -242,16 +262,29 @@ def _unknown_scheme(scheme: str) -> ConfigError:
 
 
 def _refuse_lookalike(target: str) -> None:
-    """What would quietly become a file with a strange name, and is meant otherwise."""
+    """What would quietly become a file with a strange name, and is meant otherwise.
+
+    Where a URL may be meant no more is shown than its scheme, behind which a password might stand.
+    """
+    begun = _ALMOST_SCHEME.match(target)
+    scheme = begun[1].lower() if begun is not None else ""
     if target.strip(":") == "memory":
-        right = "for a store in memory write 'memory:', for a file of that name './memory'"
-    elif target.startswith("sqlite:"):
-        right = "write a path, 'sqlite:///relative.db' or 'sqlite:////absolute.db'"
+        what, right = _text(target), "for a store in memory write 'memory:', for a file of that name './memory'"
+    elif scheme in _MEANT or (scheme and registry.is_registered(scheme)):
+        what = f"what begins with {target[: len(scheme) + 1]!r}"
+        right = f"write {_MEANT.get(scheme, repr(scheme + '://…'))}; for a file of that name './{scheme}:…'"
+    elif _SETTING.match(target):
+        what = f"what begins with {target.partition('=')[0].strip() + '='!r}"
+        right = f"for a server write {_SERVER_URL}, or give the settings as dsn to the backend 'postgresql'"
+    elif _QUERY.search(target):
+        what = f"{_text(target.partition('?')[0])} with a query behind it"
+        right = "give options as arguments, such as read_only=True; for a file of that name give a Path"
     elif target.startswith("~"):
+        what = _text(target)
         right = "~ is not expanded here: give os.path.expanduser(…), or './~…' for a file of that name"
     else:
         return
-    raise ConfigError(f"target: {_text(target)} is taken for a mistake: {right}")
+    raise ConfigError(f"target: {what} is taken for a mistake: {right}")
 
 
 def _path_of_url(url: str, rest: str) -> str:
