@@ -39,6 +39,7 @@ from mycelia_storage import (
 )
 from mycelia_storage.cli.doctor_server import findings_on_server
 from mycelia_storage.engines.postgres.clock import ServerClock
+from mycelia_storage.engines.postgres.parameters import parameters_of
 from mycelia_storage.testing.postgres_server import PostgresServer
 
 if TYPE_CHECKING:
@@ -768,6 +769,41 @@ def test_what_a_unique_index_refuses_is_in_no_error(store: Storage) -> None:
 
 
 # ---- options
+
+
+@pytest.mark.parametrize(
+    ("dsn", "told"),
+    [
+        ("postgresql://me@host/db?sslmod=x", "no setting 'sslmod': did you mean 'sslmode'"),
+        ("POSTGRESQL://me@host/db?sslmode=require&SSLROOTCERT=x", "did you mean 'sslrootcert'"),
+        ("postgres://me@host/db?nothing=geheim", "no setting 'nothing'"),
+        ("postgresql://me@host/db?pasword=geheim", "did you mean 'password'"),
+        ("host=a sslmod=geheim", "did you mean 'sslmode'"),
+        ("host=a password='ge heim' sslmode=x", None),
+        # What stands behind a password may be a piece of it.
+        ("postgresql://me@host/db?password=x&geheim=1", "no PostgreSQL URL"),
+        ("postgresql://me@host/db?pasword=x&geheim=1", "did you mean 'password'"),
+        ("postgresql://me:pw/a?geheim=1@host/db", "no PostgreSQL URL"),
+        ("host=a password=x geheim=1", "no PostgreSQL URL"),
+        ("host=a geheim", "no PostgreSQL URL"),
+    ],
+)
+def test_a_mistyped_setting_is_named_and_no_secret_shown(dsn: str, told: str | None) -> None:
+    if told is None:
+        assert parameters_of(dsn)["password"] == "ge heim"
+        return
+    with pytest.raises(ConfigError, match=told) as caught:
+        open_storage({"backend": "postgresql", "options": {"dsn": dsn}})
+    assert "geheim" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("scheme", ["POSTGRESQL", "Postgres"])
+def test_a_scheme_in_capitals_is_a_server_too(scheme: str, postgres_dsn: str, postgres_schema: str) -> None:
+    parameters = conninfo_to_dict(postgres_dsn)
+    url = f"{scheme}://{parameters['user']}@/{parameters['dbname']}?host={parameters['host']}&port={parameters['port']}"
+    with open_storage(url, schema=postgres_schema) as store:
+        store.set("a", 1)
+        assert store.get_status().backend == "postgresql"
 
 
 @pytest.mark.parametrize(

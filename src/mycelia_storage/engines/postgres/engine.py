@@ -26,6 +26,7 @@ from mycelia_storage.engines.postgres.failures import (
     state_of,
     to_storage_error,
 )
+from mycelia_storage.engines.postgres.parameters import parameters_of
 from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, Auto, PostgresSession, closed_or_ended
 from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
@@ -38,7 +39,7 @@ from mycelia_storage.errors import (
 from mycelia_storage.retries import Retries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from mycelia_storage.checking import Findings
     from mycelia_storage.engines.engine import Isolation, Member, Progress, Session, Snapshot
@@ -413,14 +414,7 @@ class PostgresEngine:
 def _settings(options: Options) -> str:
     """The connection string with what the options say. Raises ConfigError, which shows nothing of it."""
     given = "" if options.dsn is None else options.dsn.reveal().decode()
-    try:
-        parameters: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(given)
-    except psycopg.ProgrammingError:
-        raise ConfigError(
-            "target: it is no PostgreSQL URL or connection string: write 'postgresql://user@host:5432/database', and "
-            "special characters in it as %XX"
-        ) from None
-    _refuse_torn(given, parameters)
+    parameters = parameters_of(given)
     parameters["client_encoding"] = "UTF8"  # whatever the environment says: texts are sent and read as that
     parameters.setdefault("fallback_application_name", _APPLICATION)
     for name, value in _NOTICE.items():
@@ -436,19 +430,6 @@ def _settings(options: Options) -> str:
             more += " -c default_transaction_read_only=on"
         parameters["options"] = f"{parameters.get('options') or ''} {more}".strip()
     return psycopg.conninfo.make_conninfo("", **parameters)
-
-
-def _refuse_torn(given: str, parameters: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a URL came apart at a character of its password, part of which would be shown."""
-    ports = str(parameters.get("port") or "").split(",")
-    parts = "".join(str(parameters.get(name) or "") for name in ("host", "hostaddr", "dbname", "user"))
-    if given.startswith(("postgresql:", "postgres:")) and (
-        "@" in parts or not all(port.isdigit() for port in ports if port)
-    ):
-        raise ConfigError(
-            "target: the URL comes apart in the wrong places: in a user, password or name write '/', '@', ':', '?' and "
-            "'#' as %2F, %40, %3A, %3F and %23"
-        )
 
 
 def _timeouts(options: Options) -> dict[str, int]:
