@@ -216,6 +216,51 @@ def test_every_shard_of_diskcache_is_read(memory_store: Storage, sources: Path) 
     assert values(memory_store, "sub") == {"hidden": 1}
 
 
+SHARDS = """
+import os, sys
+import diskcache
+
+os.chdir(sys.argv[1])
+with diskcache.FanoutCache("twins", shards=8) as shards:
+    for number in range(20):
+        shards[number] = "number"
+        shards[str(number)] = f"text {number}"
+with diskcache.FanoutCache("json", shards=8, disk=diskcache.JSONDisk) as shards:
+    for number in range(20):
+        shards[number] = "number"
+        shards[str(number)] = f"text {number}"
+for count in (8, 3):  # the program's settings have changed, and what it had stored lies where it does not look
+    with diskcache.FanoutCache("moved", shards=count) as shards:
+        for number in range(20):
+            shards[f"key {number}"] = f"{count} shards"
+            shards[number] = f"{count} shards"
+"""
+
+
+@pytest.mark.parametrize("existing", ["refuse", "skip", "overwrite"])
+def test_of_a_key_in_two_shards_of_diskcache_one_is_told(source: Path, existing: Existing) -> None:
+    run(SHARDS, source)
+    for name in ("twins", "json"):
+        with open_storage("memory:") as store:
+            for is_dry in (True, False):
+                report = take(store, "diskcache", source / name, existing=existing, dry_run=is_dry)
+                assert (report.written, report.replaced, report.skipped) == (20, 0, 0)
+                told = reasons(report)
+                assert sorted(told) == sorted(map(str, range(20)))
+                assert all("the same number as a text" in reason for reason in told.values())
+            assert values(store) == {str(number): f"text {number}" for number in range(20)}
+    with open_storage("memory:") as store:
+        report = take(store, "diskcache", source / "moved", existing=existing)
+        assert adds_up(report)
+        assert (report.written, report.replaced, report.skipped) == (40, 0, 0)
+        told = reasons(report)
+        assert report.read == 40 + len(told)
+        assert {key[:3] for key in told} >= {"key"}
+        assert any(key.isdigit() for key in told)
+        assert all("a shard before this one" in reason for reason in told.values())
+        assert len(values(store)) == 40
+
+
 def test_a_deque_keeps_its_order_and_an_index_its_keys(memory_store: Storage, sources: Path) -> None:
     take(memory_store, "diskcache", sources / "deque", namespace="deque")
     assert list(values(memory_store, "deque").values()) == ["a", "b", "c"]
@@ -315,6 +360,28 @@ def test_a_name_of_a_table_that_no_namespace_can_have_is_told(memory_store: Stor
     report = take(memory_store, "tinydb", path)
     assert report.namespaces == ("good",)
     assert [problem.key for problem in report.problems] == ["1", "1", "the table 'list'"]
+
+
+@pytest.mark.parametrize("existing", ["refuse", "skip", "overwrite"])
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_of_two_documents_of_tinydb_for_one_key_one_is_told(
+    any_store: Storage, source: Path, existing: Existing, batch_size: int
+) -> None:
+    tables = {"_default": {"1": {"of": "_default"}, "2": {}}, "default": {"1": {"of": "default"}, "2": {}, "3": {}}}
+    path = tinydb(source, tables | {"people": {"1": {"of": "people"}}})
+    for is_dry in (True, False):
+        report = take(any_store, "tinydb", path, existing=existing, batch_size=batch_size, dry_run=is_dry)
+        assert adds_up(report)
+        assert (report.written, report.replaced, report.skipped) == (4, 0, 0)
+        assert sorted(reasons(report)) == ["1", "2"]
+        assert all("'default', which both go to" in reason for reason in reasons(report).values())
+    assert values(any_store) == {"1": {"of": "_default"}, "2": {}, "3": {}}
+    with pytest.raises(BatchError) as caught:
+        import_from(any_store, "tinydb", path, existing=existing)
+    assert isinstance(caught.value.errors["1"], KeyExistsError)
+    for name in ("_default", "default"):  # what the reason advises
+        import_from(any_store, "tinydb", path, table=name, namespace=f"x {name}")
+        assert values(any_store, f"x {name}") == tables[name]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30, 60])
@@ -446,12 +513,13 @@ def test_the_last_batch_is_written_whatever_its_size(memory_store: Storage, sour
         assert import_from(memory_store, "tinydb", path, batch_size=size).written == memory_store.count() == 10
 
 
-def test_the_same_key_twice_is_held_against_the_first(any_store: Storage, source: Path) -> None:
+def test_the_same_key_twice_in_a_table_is_told(any_store: Storage, source: Path) -> None:
     path = source / "db.json"
     path.write_text('{"_default": {"1": {"a": 1}, "2": {}, "1": {"a": 2}, "2": {}}}')
-    report = take(any_store, "tinydb", path)
-    assert (report.written, report.unchanged, report.failed) == (2, 1, 1)
-    assert any_store.get("1") == {"a": 1}
+    for existing in ("refuse", "overwrite", "skip"):
+        report = take(any_store, "tinydb", path, existing=existing)
+        assert (report.written + report.unchanged, report.replaced, report.failed) == (2, 0, 2)
+        assert any_store.get("1") == {"a": 1}
 
 
 def test_tables_with_other_keys_do_not_share_a_batch(memory_store: Storage, source: Path) -> None:

@@ -43,6 +43,7 @@ ROWS: Final = (
     " typeof(value), octet_length(value), {value} FROM Cache ORDER BY rowid"
 )
 TWIN: Final = "SELECT 1 FROM Cache WHERE raw = 1 AND key IN ({marks}) LIMIT 1"
+SAME: Final = "SELECT 1 FROM Cache WHERE raw = ? AND key = ? LIMIT 1"
 
 _RAW: Final = 1
 _BINARY: Final = 2
@@ -83,7 +84,7 @@ def opened(path: str, table: str | None, limit: int, patience: float) -> Iterato
     directory = os.path.dirname(path) if os.path.basename(path) == DATABASE else path
     with contextlib.ExitStack() as stack:
         source = Source(iter(()), 0)
-        parts: list[Iterator[Item]] = []
+        caches: list[_Cache] = []
         for shard in _shards(directory, source.notes):
             database = os.path.join(shard, DATABASE)
             with failing_as(shard):
@@ -92,8 +93,8 @@ def opened(path: str, table: str | None, limit: int, patience: float) -> Iterato
             connection = stack.enter_context(sqlite_files.reading(database, WHAT, patience))
             sqlite_files.require_table(connection, database, TABLE, WHAT, COLUMNS, exactly=False)
             source.total = (source.total or 0) + sqlite_files.count_of(connection, database, TABLE)
-            parts.append(_Cache(connection, database, descriptor, limit).items())
-        source.items = (item for part in parts for item in part)
+            caches.append(_Cache(connection, database, descriptor, limit))
+        source.items = (item for index, cache in enumerate(caches) for item in cache.items(caches[:index], caches))
         yield source
 
 
@@ -125,7 +126,8 @@ class _Cache:
         self._directory = directory
         self._limit = limit
 
-    def items(self) -> Iterator[Item]:
+    def items(self, before: list[_Cache], caches: list[_Cache]) -> Iterator[Item]:
+        """The entries, held against the shards that were read before this one, and against all of them."""
         statement = ROWS.format(
             key=sqlite_files.bounded("key", _LONGEST_KEY),
             tag=sqlite_files.bounded("tag", self._limit),
@@ -140,7 +142,8 @@ class _Cache:
                 key = shown_key(found)
                 text = key_of(found)
                 if type(found) is int:
-                    self._require_no_twin(found)
+                    _require_no_twin(found, caches)
+                _require_first(row, before)
                 yield Found(text, self._value(row), None, _metadata(row), _expires_at(row))
             except NotPlainError as error:
                 yield Refused(key, str(error))
@@ -159,17 +162,10 @@ class _Cache:
         except NotPlainError:
             return row.key
 
-    def _require_no_twin(self, key: int) -> None:
-        """The number 1 and the text "1" are two keys there, and would be one here: the text has it."""
-        text = str(key)
-        plain = json.dumps(text).encode()
-        # As JSONDisk may have written it, at whatever level.
-        twins: list[object] = [text, *{zlib.compress(plain, level) for level in range(10)}]
-        statement = TWIN.format(marks=", ".join("?" * len(twins)))
+    def has(self, statement: str, bindings: tuple[object, ...]) -> bool:
+        """Whether a statement finds anything here."""
         with sqlite_files.failing(self._path):
-            is_twin = self._connection.execute(statement, twins).get is not None
-        if is_twin:
-            raise NotPlainError("the key is a number, and there is an entry whose key is the same number as a text")
+            return self._connection.execute(statement, bindings).get is not None
 
     def _value(self, row: _Row) -> object:
         if row.mode == _RAW:
@@ -228,6 +224,24 @@ class _Cache:
                 return stream.read(self._limit)
         finally:
             os.close(file)
+
+
+def _require_no_twin(key: int, caches: list[_Cache]) -> None:
+    """The number 1 and the text "1" are two keys there, often in two shards, and would be one here: the text has it."""
+    text = str(key)
+    plain = json.dumps(text).encode()
+    # As JSONDisk may have written it, at whatever level.
+    twins = (text, *{zlib.compress(plain, level) for level in range(10)})
+    statement = TWIN.format(marks=", ".join("?" * len(twins)))
+    if any(cache.has(statement, twins) for cache in caches):
+        raise NotPlainError("the key is a number, and there is an entry whose key is the same number as a text")
+
+
+def _require_first(row: _Row, before: list[_Cache]) -> None:
+    """Opened with more or fewer shards than before, a cache may have a key in two: which is old, nobody knows."""
+    key = row.key.decode() if row.key_type == "text" else row.key
+    if any(cache.has(SAME, (row.raw, key)) for cache in before):
+        raise NotPlainError("a shard before this one has an entry with the same key")
 
 
 def _metadata(row: _Row) -> dict[str, object] | None:

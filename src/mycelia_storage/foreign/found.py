@@ -42,11 +42,16 @@ Item: TypeAlias = Found | Refused
 
 @dataclass
 class Source:
-    """An open source: its entries, how many they are as far as that is known, and what else there is to tell."""
+    """An open source: its entries, how many they are as far as that is known, and what else there is to tell.
+
+    `twins` says why a second entry with the same namespace and key is refused; it is "" where there can be none, and
+    nobody has to remember the keys.
+    """
 
     items: Iterator[Item]
     total: int | None = None
     notes: list[str] = field(default_factory=list[str])
+    twins: str = ""
 
 
 def key_of(value: object) -> str:

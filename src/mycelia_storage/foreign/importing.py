@@ -72,7 +72,8 @@ def import_from(
     `kind` is "sqlitedict", "diskcache", "shelve" or "tinydb", and `path` the file or directory that this library was
     given. It is only read; none of the libraries is needed, and nothing in the file is run or unpickled: plain data is
     taken over, and everything else is a bad entry. So is one whose key the store has with another value (unless
-    `existing` is "overwrite" or "skip"); one that the store has already, just the same, is left as it is.
+    `existing` is "overwrite" or "skip"); one that the store has already, just the same, is left as it is. Of two
+    entries of the source that would have one key here, one is a bad entry, whatever `existing` says.
 
     `table` chooses one of several (sqlitedict, TinyDB). `namespace` is where everything goes, "default" unless said;
     of TinyDB each table goes to the namespace of its name, unless one of them is chosen. `dry_run=True` writes nothing.
@@ -165,6 +166,7 @@ class _Run:
         self._read = self._written = self._replaced = 0
         self._unchanged = self._skipped = self._expired = self._failed = 0
         self._namespaces: dict[str, None] = {}
+        self._met: set[tuple[str, str]] = set()  # where the source may have a key twice
         self._problems: list[ImportProblem] = []
         self._fresh: list[ImportProblem] = []
 
@@ -214,6 +216,12 @@ class _Run:
         except StorageError as error:
             self._refuse(self._read - 1, namespace, item.key, error)
             return
+        # Not even `existing="overwrite"` lets one entry of the source take the place of another.
+        if self._source.twins:
+            if (namespace, item.key) in self._met:
+                self._refuse(self._read - 1, namespace, item.key, KeyExistsError(self._source.twins))
+                return
+            self._met.add((namespace, item.key))
         # The same key once more is held against what the first one has written.
         if namespace != self._namespace or item.key in self._batch:
             self._flush()

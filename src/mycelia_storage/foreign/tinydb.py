@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT_TABLE: Final = "_default"
+TWINS: Final = (
+    "an entry before it has the same key: the file has the number twice in one table, or in the tables '_default' and"
+    " 'default', which both go to the namespace 'default': import each table by itself, into a namespace of its own"
+)
 
 
 @contextlib.contextmanager
@@ -27,7 +31,8 @@ def opened(path: str, table: str | None, limit: int, patience: float) -> Iterato
     del limit, patience  # nobody locks such a file; a document is measured where it is written
     with contextlib.ExitStack() as stack:
         file = PlainFile(path, stack)
-        source = Source(iter(()))
+        # TinyDB itself has all of a file in memory: its keys alone may be remembered.
+        source = Source(iter(()), twins=TWINS)
         source.items = steady(_tables(file, path, table, source.notes), file)
         yield source
 
