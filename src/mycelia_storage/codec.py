@@ -250,6 +250,8 @@ def _hint(value: object) -> str:
             return _HINTS[kind.__name__]
         if kind.__name__ == "Enum":
             return "convert it with .value"
+    if callable(getattr(type(value), "model_dump", None)):
+        return "convert it with .model_dump(mode='json')"
     for kind in (str, bool, int, float, dict, list, tuple):
         if isinstance(value, kind):
             return f"a subclass of {kind.__name__} would not come back as one: convert it with {kind.__name__}()"

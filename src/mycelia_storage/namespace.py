@@ -29,8 +29,9 @@ from mycelia_storage.arguments import KEEP, MISSING, Keep, Missing, check_functi
 from mycelia_storage.codec import Unfit, check, show_path
 from mycelia_storage.documents import merge_patch
 from mycelia_storage.entries import Entry, IndexInfo, LoadReport, NamespaceInfo, Plan, Put
-from mycelia_storage.errors import ConfigError, InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
+from mycelia_storage.errors import InvalidKeyError, InvalidValueError, KeyNotFoundError, ValueTypeError
 from mycelia_storage.page import Page
+from mycelia_storage.value_types import check_value_type
 
 if TYPE_CHECKING:
     from abc import ABCMeta
@@ -48,8 +49,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 # The messages of msgspec's validation that show the value: of enums and of tagged unions.
 _SHOWN_VALUE: Final = re.compile(r"^Invalid (enum )?value .*(?=( - at `)|$)", re.DOTALL)
-# Of what is said of a type, whose own text may be long.
-_LONGEST_REASON: Final = 500
 
 
 @runtime_checkable
@@ -79,10 +78,7 @@ class Namespace(Generic[T]):
         self._type = type
         self._is_typed = type is not Any and type is not object
         if self._is_typed:
-            try:
-                msgspec.json.Decoder(type)
-            except (TypeError, NameError, ValueError, RecursionError) as error:
-                raise ConfigError(f"type: it cannot be checked against JSON: {str(error)[:_LONGEST_REASON]}") from error
+            check_value_type(type)
 
     def __repr__(self) -> str:
         of = f" of {getattr(self._type, '__name__', self._type)}" if self._is_typed else ""
