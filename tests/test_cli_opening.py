@@ -6,7 +6,9 @@ meant to make, or "there is no store" where only a permission was missing.
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +16,7 @@ import apsw
 import orjson
 import pytest
 
-from mycelia_storage import open_storage
+from mycelia_storage import StorageError, StorageIOError, StorageReadOnlyError, open_storage, rekey, salvage
 from mycelia_storage.cli import main
 
 if TYPE_CHECKING:
@@ -127,3 +129,135 @@ def test_a_newer_file_is_not_said_to_be_an_old_one(path: Path, run: Callable[...
     assert done.code == 3
     assert "version 7" in done.err
     assert "migrate" not in done.err
+
+
+# ---- files for which a permission is missing
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("process", ctypes.c_int))
+
+
+def _obey_modes() -> None:
+    """Let this thread be bound by modes, also as root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    library = ctypes.CDLL(None, use_errno=True)
+    header, sets = _Header(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert library.capget(ctypes.byref(header), sets) == 0
+    sets[0] &= ~0b110  # effective
+    sets[1] &= ~0b110  # permitted
+    assert library.capset(ctypes.byref(header), sets) == 0
+
+
+@pytest.fixture
+def as_user() -> Callable[[Callable[[], Any]], Any]:
+    """Call something where modes count. (As root in a thread of its own, since nothing is given back to one.)"""
+
+    def call(what: Callable[[], Any]) -> Any:
+        def run() -> Any:
+            _obey_modes()
+            return what()
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(run).result()
+
+    return call
+
+
+def test_what_may_only_be_read_is_read_by_every_verb_that_reads(
+    path: Path, tmp_path: Path, run: Callable[..., Result], as_user: Callable[..., Any]
+) -> None:
+    with open_storage(path) as store:
+        store.set("a", {"b": 1})
+    path.chmod(0o444)
+    before = path.read_bytes()
+    for verb in (
+        ("get", "a"),
+        ("list",),
+        ("query",),
+        ("count",),
+        ("explain",),
+        ("namespaces",),
+        ("status",),
+        ("check",),
+        ("export",),
+        ("index", "list"),
+        ("backup", str(tmp_path / "backup.db")),
+        ("copy", str(path), str(tmp_path / "copy.db")),
+    ):
+        done = as_user(lambda verb=verb: run(*verb))
+        assert (verb, done.code, done.err) == (verb, 0, "")
+    for verb in (("set", "a", "2"), ("delete", "a"), ("delete", "--prefix", "a", "--yes"), ("index", "create", "b")):
+        done = as_user(lambda verb=verb: run(*verb))
+        assert (verb, done.code) == (verb, 3)
+        assert "only be opened for reading" in done.err
+    assert as_user(lambda: run("delete", "--prefix", "a")).code == 2  # it counts, and writes nothing
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_can_only_be_read_is_a_read_only_error_that_says_why(
+    path: Path, as_user: Callable[..., Any]
+) -> None:
+    open_storage(path).close()
+    path.chmod(0o444)
+    with pytest.raises(StorageReadOnlyError, match="only be opened for reading") as caught:
+        as_user(lambda: open_storage(path))
+    assert isinstance(caught.value.__cause__, PermissionError)
+    path.chmod(0o600)
+    open_storage(path).close()
+
+
+def test_a_file_that_nobody_lets_us_see_is_not_said_to_be_missing(
+    path: Path, tmp_path: Path, run: Callable[..., Result], as_user: Callable[..., Any]
+) -> None:
+    with open_storage(path) as store:
+        store.set("a", 1)
+    path.parent.chmod(0)
+    try:
+        for options in ({}, {"read_only": True}):
+            with pytest.raises(StorageIOError, match="Permission denied") as caught:
+                as_user(lambda options=options: open_storage(path, **options))
+            assert isinstance(caught.value.__cause__, PermissionError)
+        for call in (
+            lambda: salvage(path, tmp_path / "rescued.db"),
+            lambda: rekey(path, encryption_key=None, new_encryption_key="k"),
+        ):
+            with pytest.raises(StorageError) as caught:
+                as_user(call)
+            assert "there is no file" not in str(caught.value)
+        for verb in (("get", "a"), ("check",), ("salvage", str(tmp_path / "rescued.db")), ("set", "a", "2")):
+            done = as_user(lambda verb=verb: run(*verb))
+            assert (verb, done.code) == (verb, 3)
+            assert "Permission denied" in done.err
+        done = as_user(lambda: run("doctor"))
+        assert done.code == 3
+        assert [(finding["level"], "Permission denied" in finding["what"]) for finding in done.json["findings"]] == [
+            ("problem", True)
+        ]
+        done = as_user(lambda: run("restore", str(path.parent / "backup.db"), "--yes"))
+        assert "Permission denied" in done.err
+    finally:
+        path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["file.txt/store.db", f"{'x' * 300}.db"])
+def test_a_path_that_cannot_be_is_not_said_to_be_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").write_text("text")
+    with pytest.raises(StorageIOError) as caught:
+        open_storage(tmp_path / name, read_only=True)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_which_permission_is_missing_is_said(path: Path, as_user: Callable[..., Any]) -> None:
+    with open_storage(path) as store:
+        store.set("a", 1)
+    path.chmod(0)
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(StorageIOError, match="permission to read it is denied to user"):
+            as_user(lambda options=options: open_storage(path, **options))
+    path.chmod(0o600)
+    path.parent.chmod(0o500)
+    try:
+        with pytest.raises(StorageError, match="beside it"):
+            as_user(lambda: open_storage(path))
+    finally:
+        path.parent.chmod(0o700)

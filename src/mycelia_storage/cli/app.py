@@ -23,7 +23,7 @@ from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
 from mycelia_storage.cli.importing_from import import_from_library
-from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, refuse_password, target_of
+from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, open_to_read, refuse_password, target_of
 from mycelia_storage.errors import StorageError
 from mycelia_storage.json_texts import decode_line
 from mycelia_storage.keys import DEFAULT_NAMESPACE
@@ -91,7 +91,7 @@ def get(
     """Print the value under KEY as JSON."""
     if raw and entry:
         raise UsageError("--raw and --entry cannot go together")
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         found = store.get_entry(key, namespace=namespace)
     if raw and isinstance(found.value, str):
         output.show_text(found.value)
@@ -133,7 +133,8 @@ def delete(
         raise UsageError("name keys to delete, or a --prefix, and not both")
     if prefix == "":
         raise UsageError("an empty --prefix would delete every key")
-    with open_store(context) as store:
+    is_count = prefix is not None and not yes
+    with open_to_read(context) if is_count else open_store(context) as store:
         if prefix is None:
             deleted, missing = _delete_keys(store, keys or [], namespace)
         else:
@@ -156,7 +157,7 @@ def list_keys(
     null: Annotated[bool, typer.Option("--null", "-0", help="End each key with a NUL instead of a line end.")] = False,
 ) -> None:
     """Print keys in their order, one a line."""
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         pages = _pages(
             store,
             limit,
@@ -236,7 +237,7 @@ def export_entries(
     path = read_options(target_of(context), {}).path
     if file is not None and os.path.realpath(file) in (path, f"{path}-wal", f"{path}-shm"):
         raise UsageError(f"--output {file} would replace the store itself")
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         done = export(store, file, None if everything else namespace)
     if file is not None:
         facts: dict[str, object] = {
@@ -260,7 +261,7 @@ def namespaces(
     prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Those that begin with TEXT.")] = None,
 ) -> None:
     """List the namespaces, with their entries."""
-    with open_store(context) as store, store.transaction(read_only=True) as tx:
+    with open_to_read(context) as store, store.transaction(read_only=True) as tx:
         rows = [msgspec.to_builtins(tx.namespace_info(name)) for name in tx.list_namespaces(prefix=prefix)]
     headings = {"name": "namespace", "entries": "entries", "created_at": "created", "metadata": "metadata"}
     output.show_table(rows, headings)
@@ -269,7 +270,7 @@ def namespaces(
 @app.command()
 def status(context: typer.Context) -> None:
     """Tell what the store is and how much it holds."""
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         output.show_fields(msgspec.to_builtins(store.get_status()))
 
 

@@ -13,7 +13,7 @@ import typer
 
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
-from mycelia_storage.cli.opening import open_store, target_of
+from mycelia_storage.cli.opening import is_store_there, open_store, open_to_read, target_of
 from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.options import read_options
 
@@ -25,7 +25,7 @@ def backup(
 ) -> None:
     """Write the whole store to PATH, checked, while others use it."""
     started = time.monotonic()
-    with open_store(context) as store, copying_bar() as progress:
+    with open_to_read(context) as store, copying_bar() as progress:
         store.backup(path, overwrite=overwrite, progress=progress)
     size, seconds = os.stat(path).st_size, time.monotonic() - started
     facts: dict[str, object] = {"path": path, "bytes": size, "seconds": round(seconds, 3)}
@@ -38,14 +38,14 @@ def restore(
     yes: Annotated[bool, typer.Option("--yes", help="Do replace what the store holds.")] = False,
 ) -> None:
     """With --yes, put what PATH holds in place of everything in the store."""
-    if not os.path.isfile(path):
+    if not is_store_there(path):
         raise CommandError(f"there is no file {path}", STORAGE_FAILED)
     own = read_options(target_of(context), {}).path
-    is_new = bool(own) and not os.path.exists(own)
+    is_new = bool(own) and not is_store_there(own)
     if not yes:
         count = 0
         if not is_new:
-            with open_store(context) as store:
+            with open_to_read(context) as store:
                 count = store.get_status().entries
         raise UsageError(f"the store holds {output.entry_count(count)}: add --yes to replace all of it by {path}")
     started = time.monotonic()

@@ -29,7 +29,7 @@ from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, InputErro
 from mycelia_storage.cli.opening import options_from_environment, target_of
 from mycelia_storage.engines.sqlite import schema
 from mycelia_storage.engines.sqlite.connection import read_file
-from mycelia_storage.engines.sqlite.places import look_at
+from mycelia_storage.engines.sqlite.places import is_there, look_at
 from mycelia_storage.engines.sqlite.raw_pages import MAGIC, page_size
 from mycelia_storage.errors import (
     ConfigError,
@@ -128,6 +128,15 @@ class _Examination:
     def facts(self) -> dict[str, object]:
         """What is known about it; what is odd stands in the findings then."""
         facts: dict[str, object] = {"path": self._path}
+        try:
+            is_found = is_there(self._path)
+        except OSError as error:
+            self._find(
+                "problem",
+                f"nobody lets {_user(os.geteuid())} look for {self._path} ({error.strerror})",
+                "run as a user who may, or name another file",
+            )
+            return facts
         directory = os.path.dirname(self._path)
         if not os.path.isdir(directory):
             self._find("note", f"there is no directory {directory}", "the first write makes it, for its owner alone")
@@ -135,7 +144,7 @@ class _Examination:
         facts |= self._file_system(directory)
         self._directory(directory)
         self._partial_files(directory)
-        if not os.path.lexists(self._path):
+        if not is_found:
             self._find("note", f"there is no file {self._path}", "check the name; the first write makes a new store")
             return facts
         try:

@@ -6,7 +6,6 @@ Called by `app`, where it is a command.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +15,7 @@ import typer
 from mycelia_storage import ImportReport, import_from, open_storage
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, InputError, exit_code_of
-from mycelia_storage.cli.opening import open_target, options_from_environment, target_of
+from mycelia_storage.cli.opening import is_store_there, open_target, options_from_environment, target_of
 from mycelia_storage.cli.progress import entries_bar
 from mycelia_storage.errors import BatchError, StorageError
 from mycelia_storage.foreign.importing import require_source
@@ -109,7 +108,7 @@ def _open(context: typer.Context, *, is_dry: bool) -> Storage:
     given = options_from_environment()
     options = read_options(target, given)
     if is_dry and options.backend != "memory":
-        if options.path and not os.path.exists(options.path):
+        if options.path and not is_store_there(options.path):
             return open_storage("memory:")
         given["read_only"] = True
     return open_target(target, given, create=not is_dry)

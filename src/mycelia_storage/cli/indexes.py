@@ -12,7 +12,7 @@ import typer
 
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import UsageError
-from mycelia_storage.cli.opening import Namespace, open_store
+from mycelia_storage.cli.opening import Namespace, open_store, open_to_read
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 
 index: typer.Typer = typer.Typer(no_args_is_help=False, help="Make, list and drop indexes, which make queries fast.")
@@ -48,7 +48,7 @@ def list_indexes(
     ] = None,
 ) -> None:
     """List the indexes, ordered by their names."""
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         rows = [msgspec.to_builtins(info) for info in store.list_indexes(namespace=namespace)]
     headings = {
         "name": "name",

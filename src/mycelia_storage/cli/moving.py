@@ -5,7 +5,6 @@ Called by `app`, where it is a command.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +14,17 @@ import typer
 from mycelia_storage import CopyMismatchError, catch_up
 from mycelia_storage import copy as copy_store
 from mycelia_storage.cli import output
-from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
-from mycelia_storage.cli.opening import KEY, KEY_FILE, NEW_KEY, NEW_KEY_FILE, open_target, read_key, refuse_password
+from mycelia_storage.cli.failures import UsageError
+from mycelia_storage.cli.opening import (
+    KEY,
+    KEY_FILE,
+    NEW_KEY,
+    NEW_KEY_FILE,
+    open_target,
+    read_key,
+    refuse_password,
+    require_store,
+)
 from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.options import read_options
 
@@ -47,8 +55,8 @@ def copy(
     new_key = read_key(NEW_KEY, NEW_KEY_FILE)
     with ExitStack() as stack:
         path = read_options(source, {}).path
-        if path and not os.path.exists(path):
-            raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
+        if path:
+            require_store(path)
         to_read: StorageOptions = {"read_only": True, **_options("SOURCE", source, key)}
         to_write = _options("TARGET", target, key if new_key is None else new_key)
         here = stack.enter_context(open_target(source, to_read, create=False))

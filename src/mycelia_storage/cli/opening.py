@@ -15,6 +15,8 @@ from mycelia_storage import open_storage
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError, exit_code_of
 from mycelia_storage.engines.sqlite import schema
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.engines.sqlite.places import is_there, why_not_written
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import SchemaVersionError, StorageError
 from mycelia_storage.options import read_options
 
@@ -45,15 +47,43 @@ def target_of(context: typer.Context) -> str:
 
 
 def open_store(context: typer.Context, *, create: bool = False, migrate: bool = False) -> Storage:
-    """The store; only a verb that writes makes a new one, so that a slip in the name is noticed.
+    """The store, to write to it; only a verb that may make a new one does, so that a slip in the name is noticed.
 
     `migrate` as in `open_target`.
     """
     target = target_of(context)
     path = read_options(target, {}).path
-    if path and not create and not os.path.exists(path):
-        raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
+    if path and not create:
+        require_store(path)
     return open_target(target, options_from_environment(), create=create, migrate=migrate)
+
+
+def open_to_read(context: typer.Context) -> Storage:
+    """The store, to read it; with `read_only` where the user may do no more than that with its file.
+
+    Who may write to it opens it as everybody does: only then can what a killed program has left be undone, and no files
+    are left beside it.
+    """
+    target, given = target_of(context), options_from_environment()
+    path = read_options(target, {}).path
+    if path:
+        require_store(path)
+        with failing_as(path):
+            if why_not_written(path) is not None:
+                given["read_only"] = True
+    return open_target(target, given, create=False)
+
+
+def is_store_there(path: str) -> bool:
+    """Whether there is a file. Raises StorageIOError where nobody lets the user know."""
+    with failing_as(path):
+        return is_there(path)
+
+
+def require_store(path: str) -> None:
+    """Raise CommandError where there is no file, StorageIOError where nobody lets the user know."""
+    if not is_store_there(path):
+        raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
 
 
 def open_target(target: str, given: StorageOptions, *, create: bool, migrate: bool = False) -> Storage:

@@ -16,7 +16,7 @@ import typer
 
 from mycelia_storage.cli import listing, output
 from mycelia_storage.cli.failures import UsageError
-from mycelia_storage.cli.opening import Namespace, open_store
+from mycelia_storage.cli.opening import Namespace, open_to_read
 from mycelia_storage.cli.where import parse_where
 from mycelia_storage.errors import InvalidFilterError
 from mycelia_storage.json_texts import decode_line
@@ -63,7 +63,7 @@ def query(
     wanted = _filter(where, json_filter)
     form = listing.Form(tuple(parse_field(text, "--show") for text in show or ()), is_whole=entry, is_keys=keys)
     order = list(parse_sort(sort, "--sort"))
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         if limit is None and not output.is_terminal() and not order and cursor is None and not offset:
             with store.scan(wanted, namespace=namespace) as found:
                 listing.show_lines(found, form)
@@ -85,7 +85,7 @@ def count(
 ) -> None:
     """Print how many entries all conditions match; without any, how many there are."""
     wanted = _filter(where, json_filter)
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         found = store.count(wanted, namespace=namespace)
     output.show_json(found)
 
@@ -100,7 +100,7 @@ def explain(
 ) -> None:
     """Tell how a query would be run: the indexes it uses, and the one that would help."""
     wanted = _filter(where, json_filter)
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         plan = store.explain(wanted, sort=list(parse_sort(sort, "--sort")), limit=limit, namespace=namespace)
     facts = msgspec.to_builtins(plan)
     sql = facts.pop("sql")

@@ -5,7 +5,6 @@ Called by `app`, where they are commands.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Annotated
 
@@ -15,7 +14,7 @@ import typer
 from mycelia_storage import salvage as salvage_file
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, InputError, UsageError
-from mycelia_storage.cli.opening import open_store, options_from_environment, target_of
+from mycelia_storage.cli.opening import open_store, open_to_read, options_from_environment, require_store, target_of
 from mycelia_storage.cli.progress import copying_bar
 from mycelia_storage.engines.sqlite import schema
 from mycelia_storage.errors import StorageCorruptError
@@ -24,7 +23,7 @@ from mycelia_storage.options import read_options
 
 def check(context: typer.Context) -> None:
     """Read the whole store and look for damage."""
-    with open_store(context) as store:
+    with open_to_read(context) as store:
         try:
             found = store.check()
         except StorageCorruptError as error:
@@ -83,6 +82,5 @@ def _file_of(context: typer.Context) -> str:
     path = read_options(target_of(context), {}).path
     if not path:
         raise UsageError("the store is no SQLite file")
-    if not os.path.exists(path):
-        raise CommandError(f"there is no store at {path}", STORAGE_FAILED)
+    require_store(path)
     return path

@@ -19,7 +19,7 @@ import apsw
 from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import is_held_fast, kind_at, open_reader, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
-from mycelia_storage.engines.sqlite.places import BESIDE, look_at, rename_to_free
+from mycelia_storage.engines.sqlite.places import BESIDE, is_there, look_at, rename_to_free
 from mycelia_storage.engines.sqlite.soundness import (
     INTEGRITY,
     SHOWN_PROBLEMS,
@@ -293,7 +293,7 @@ def _bring(path: str, copy: str, options: Options, teller: Teller, stack: contex
     """A connection to a copy of a source in its own version and, but for encryption, with its own pages."""
     with failing_as(path):
         if not os.path.isfile(path):
-            raise ConfigError(f"path: {path} is no file" if os.path.lexists(path) else f"path: there is no file {path}")
+            raise ConfigError(f"path: {path} is no file" if is_there(path) else f"path: there is no file {path}")
         # A link is followed, since the file is only read; SQLite's own file layer follows none.
         path = os.path.realpath(path)
         look_at(path)

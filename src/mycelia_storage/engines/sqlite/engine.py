@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 import time
 import weakref
@@ -39,7 +38,7 @@ from mycelia_storage.engines.sqlite.failures import (
     to_storage_error,
 )
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
-from mycelia_storage.engines.sqlite.places import look_at, require_same
+from mycelia_storage.engines.sqlite.places import is_there, look_at, require_same, why_not_written
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import SQLiteSession
 from mycelia_storage.engines.sqlite.telling import Teller, failing_as
@@ -52,6 +51,7 @@ from mycelia_storage.errors import (
     StorageCorruptError,
     StorageError,
     StorageIOError,
+    StorageReadOnlyError,
     TransactionError,
 )
 
@@ -160,7 +160,8 @@ class SQLiteEngine:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             require_same(connection, self.path, place)
             if connection.readonly("main"):
-                raise StorageIOError(f"{self.path}: the file could only be opened for reading")
+                message = f"{self.path}: the file could only be opened for reading: read_only=True does that"
+                raise StorageReadOnlyError(message) from why_not_written(self.path)
             if version == schema.NEWEST:
                 # That stood in the header. The -wal or a journal, which the connection has read by now, knows better.
                 version = schema.verify(connection, self.path)
@@ -206,7 +207,7 @@ class SQLiteEngine:
             raise SchemaVersionError(f"{self.path}: the file has schema version {version}, and {reason}")
 
     def _open_read_only(self) -> apsw.Connection:
-        if not os.path.exists(self.path):
+        if not is_there(self.path):
             raise ConfigError(f"db_path: there is no file {self.path}, and read_only=True makes none")
         place = look_at(self.path)
         version = schema.recognise(self.path, self._options.busy_timeout, self._options.encryption_key)
@@ -398,10 +399,13 @@ class SQLiteEngine:
                 "oldest_read_seconds": None if oldest is None else round(oldest, 3),
             }
             # After a statement that has read: before the first one a connection knows of no -wal.
-            frames, written_back = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-            waiting = max(0, frames - written_back) * details["page_size"]
+            try:
+                frames, written_back = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+                waiting = max(0, frames - written_back) * details["page_size"]
+            except apsw.ReadOnlyError:  # the -shm may only be read, and who may write is the one who knows
+                waiting = None
             details["wal_bytes_to_write_back"] = waiting
-            details["wal_is_held"] = waiting > checkpoints.WAL_LIMIT
+            details["wal_is_held"] = None if waiting is None else waiting > checkpoints.WAL_LIMIT
         return EngineStatus(self.path, schema.NEWEST, size_of(self.path) + details["wal_bytes"], details)
 
     def check(self, findings: Findings, now: int) -> None:

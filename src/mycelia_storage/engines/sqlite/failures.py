@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mycelia_storage.engines.limits import timeout_error
+from mycelia_storage.engines.sqlite.places import why_not_opened
 from mycelia_storage.errors import (
     CapacityError,
     NotAStorageFileError,
@@ -126,6 +127,8 @@ def to_storage_error(error: Exception, path: str, *, committing: bool = False) -
     if found is None:
         return StorageError(f"{path}: SQLite failed with {type(error).__name__} ({error})")
     ours, reason = found
+    if getattr(error, "result", -1) == apsw.SQLITE_CANTOPEN:
+        reason = why_not_opened(path) or reason
     return ours(f"{path}: {reason}")
 
 

@@ -69,6 +69,47 @@ def _look_at_one(path: str, store: str) -> Identity | None:
     return Identity(found.st_dev, found.st_ino)
 
 
+def is_there(path: str) -> bool:
+    """Whether there is something of that name. Raises OSError where that cannot be known, as in a closed directory."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_permitted(path: str, mode: int) -> bool:
+    """Whether this process may do that with a file or directory (os.R_OK and the like)."""
+    return (
+        os.access(path, mode, effective_ids=True) if os.access in os.supports_effective_ids else os.access(path, mode)
+    )
+
+
+def why_not_written(path: str) -> OSError | None:
+    """What the operating system would say to whoever opens a file for writing; None where it would not mind.
+
+    (To try it would be to close the file again, and with it the locks that other stores have on it.)
+    """
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+    return None if is_permitted(path, os.W_OK) else OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def why_not_opened(path: str) -> str | None:
+    """Which permission is missing to read a store's file as SQLite does, with those beside it; None where none is."""
+    if not os.path.lexists(path):
+        return None
+    user = f"user {os.geteuid()}"
+    if not is_permitted(path, os.R_OK):
+        return f"permission to read it is denied to {user}"
+    for beside in (path + end for end in BESIDE):
+        if os.path.lexists(beside) and not is_permitted(beside, os.R_OK | os.W_OK):
+            return f"permission to read and write {beside} is denied to {user}"
+    if not is_permitted(os.path.dirname(path), os.W_OK | os.X_OK):
+        return f"permission to make files beside it, as SQLite has to, is denied to {user}"
+    return None
+
+
 def require_same(connection: apsw.Connection, path: str, before: Identity | None) -> None:
     """Raise StorageIOError unless what a connection has open is what was looked at, and the path still leads there.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.sqlite import copying, pages, schema
 from mycelia_storage.engines.sqlite.connection import close_untouched, open_writer, set_journal_mode
-from mycelia_storage.engines.sqlite.places import look_at, require_same
+from mycelia_storage.engines.sqlite.places import is_there, look_at, require_same
 from mycelia_storage.engines.sqlite.soundness import check_structure
 from mycelia_storage.engines.sqlite.telling import Teller, failing_as
 from mycelia_storage.errors import ConfigError, NotAStorageFileError
@@ -66,8 +66,9 @@ def rekey(
         raise ConfigError("new_encryption_key: neither an old key nor a new one was given, so there is nothing to do")
     for given in (options, wanted):
         pages.require_driver(given)
-    if not os.path.isfile(options.path):
-        raise ConfigError(f"path: there is no file {options.path}")
+    with failing_as(options.path):
+        if not is_there(options.path):
+            raise ConfigError(f"path: there is no file {options.path}")
     with forking.opening(options.path):
         _write_anew(options, wanted)
 

@@ -37,6 +37,7 @@ from mycelia_storage.checking import (
 from mycelia_storage.engines.engine import IndexRow
 from mycelia_storage.engines.sqlite import copying, indexes, schema
 from mycelia_storage.engines.sqlite.connection import kind_at
+from mycelia_storage.engines.sqlite.places import is_there
 from mycelia_storage.engines.sqlite.raw_pages import (
     INDEX_INTERIOR,
     INDEX_LEAF,
@@ -121,7 +122,8 @@ class Row(NamedTuple):
 
 def salvage(source: str, target: str, options: Options, teller: Teller) -> SalvageReport:
     """Write what can be read of one file into another, which is not there yet. The source is only read."""
-    _require_files(source)
+    with failing_as(source):
+        _require_files(source)
     before = _state(source)
     with contextlib.ExitStack() as stack:
         with failing_as(source):
@@ -153,7 +155,7 @@ def _require_files(source: str) -> None:
     for path in (source, *(source + end for end in ("-journal", "-wal"))):
         if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
             raise ConfigError(f"path: {path} is no regular file")
-    if not os.path.exists(source):
+    if not is_there(source):
         raise ConfigError(f"path: there is no file {source}")
 
 
