@@ -186,9 +186,9 @@ def test_what_may_only_be_read_is_read_by_every_verb_that_reads(
     ):
         done = as_user(lambda verb=verb: run(*verb))
         assert (verb, done.code, done.err) == (verb, 0, "")
-    for verb in (("set", "a", "2"), ("delete", "a"), ("delete", "--prefix", "a", "--yes"), ("index", "create", "b")):
-        done = as_user(lambda verb=verb: run(*verb))
-        assert (verb, done.code) == (verb, 3)
+    for writing in (("set", "a", "2"), ("delete", "a"), ("delete", "--prefix", "a", "--yes"), ("index", "create", "b")):
+        done = as_user(lambda verb=writing: run(*verb))
+        assert (writing, done.code) == (writing, 3)
         assert "only be opened for reading" in done.err
     assert as_user(lambda: run("delete", "--prefix", "a")).code == 2  # it counts, and writes nothing
     assert path.read_bytes() == before
@@ -221,9 +221,9 @@ def test_a_file_that_nobody_lets_us_see_is_not_said_to_be_missing(
             lambda: salvage(path, tmp_path / "rescued.db"),
             lambda: rekey(path, encryption_key=None, new_encryption_key="k"),
         ):
-            with pytest.raises(StorageError) as caught:
+            with pytest.raises(StorageError) as refused:
                 as_user(call)
-            assert "there is no file" not in str(caught.value)
+            assert "there is no file" not in str(refused.value)
         for verb in (("get", "a"), ("check",), ("salvage", str(tmp_path / "rescued.db")), ("set", "a", "2")):
             done = as_user(lambda verb=verb: run(*verb))
             assert (verb, done.code) == (verb, 3)
