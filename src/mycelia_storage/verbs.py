@@ -399,7 +399,8 @@ class Verbs(Finding):
 
         def step(rows: Primitives, now: int) -> dict[str, int]:
             if not overwrite:
-                _refuse_existing(_live_keys(rows, namespace, list(batch), now), namespace)
+                there = set(_live_keys(rows, namespace, list(batch), now))  # in any order
+                _refuse_existing([key for key in batch if key in there], namespace)
             keys = sorted(batch)
             versions = self._put_batch(rows, namespace, batch, keys, now)
             written = dict(zip(keys, versions, strict=True))

@@ -129,6 +129,13 @@ class ManyContract(ContractBase):
         store.set_many({"a": 1, "c": 3}, overwrite=False)
         assert store.get_many(["a", "b", "c"]) == {"a": 1, "b": 0, "c": 3}
 
+    def test_keys_that_are_there_are_named_in_the_order_given(self, store: Storage) -> None:
+        store.set_many(dict.fromkeys("dbac", 0))
+        for order in ("abcd", "dcba", "cadb"):
+            with pytest.raises(BatchError, match=f"^'{order[0]}': ") as caught:
+                store.set_many(dict.fromkeys(order, 1), overwrite=False)
+            assert "".join(caught.value.errors) == order
+
     def test_bad_items_are_told_before_anything_is_written(self, store: Storage) -> None:
         items: list[tuple[Any, Any]] = [("good", 1), ("bad", math.nan), ("", 1), ("worse", {"a": {1}}), ("good2", 1)]
         for verb in (store.set_many, store.add_many):
