@@ -5,9 +5,11 @@ Called by `StorageFacet`, with the storage or with the transaction that a call b
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mycelia_storage.aio import AsyncTransaction
 from mycelia_storage.arguments import shown
 from mycelia_storage.batches import batch_error, each_key
 from mycelia_storage.entries import Put
@@ -20,16 +22,21 @@ from mycelia_storage.errors import (
     KeyExistsError,
     KeyNotFoundError,
     StorageError,
+    TransactionConflictError,
     UniqueIndexError,
     VersionConflictError,
 )
 from mycelia_storage.facet_contract import ENTRY_OPTIONS, read_options
 from mycelia_storage.facet_result import StorageResult, failed, succeeded
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_key
+from mycelia_storage.retries import Retries
 
 if TYPE_CHECKING:
-    from mycelia_storage.aio import AsyncStorage, AsyncTransaction
+    from mycelia_storage.aio import AsyncStorage
 
+# As the verbs of a store, which run again after a conflict by themselves.
+_ATTEMPTS: Final = 200
+_DEADLINE: Final = 30.0
 _MEMBERS: Final = ("key", "value", "options")
 # Errors of single items: a transaction goes on after them.
 _OF_ITEMS: Final = (
@@ -126,16 +133,33 @@ async def _set_together(verbs: AsyncStorage | AsyncTransaction, items: list[_Ite
             return {item.name: succeeded(version=versions[item.key]) for item in items}
         except _OF_ITEMS:
             pass  # nothing was written: one by one, then
-    results: dict[str, StorageResult] = {}
-    if items:
-        async with verbs.transaction() as tx:
-            for item in items:
-                try:
-                    result = succeeded(version=await set_one(tx, item.key, item.value, item.given))
-                except _OF_ITEMS as error:
-                    result = failed(error)
-                _note(results, item.name, result)
-    return results
+    return await _set_in_turn(verbs, items) if items else {}
+
+
+async def _set_in_turn(verbs: AsyncStorage | AsyncTransaction, items: list[_Item]) -> dict[str, StorageResult]:
+    """Write items one after the other within one transaction; after a conflict all of it again.
+
+    `run_transaction` would try again after a busy lock too, and so wait for longer than `busy_timeout`.
+    """
+    retries = Retries(_ATTEMPTS, _DEADLINE)
+    while True:
+        results: dict[str, StorageResult] = {}
+        try:
+            async with verbs.transaction() as tx:
+                for item in items:
+                    try:
+                        result = succeeded(version=await set_one(tx, item.key, item.value, item.given))
+                    except _OF_ITEMS as error:
+                        result = failed(error)
+                    _note(results, item.name, result)
+        except TransactionConflictError:
+            # The caller's own transaction has ended with it: only the caller knows what else was in it.
+            pause = None if isinstance(verbs, AsyncTransaction) else retries.pause()
+            if pause is None:
+                raise
+        else:
+            return results
+        await asyncio.sleep(pause)
 
 
 async def set_one(verbs: AsyncStorage | AsyncTransaction, key: str, value: object, given: dict[str, Any]) -> int:
