@@ -7,6 +7,7 @@ overwritten; what arrived is damaged and nobody looks.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,9 @@ from mycelia_storage import (
     lockstep,
     moving,
     open_storage,
+    salvage,
 )
+from mycelia_storage.engines.engine import NamespaceRow
 from mycelia_storage.keys import KeyRange
 from mycelia_storage.testing import FakeClock
 
@@ -98,7 +101,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def contents(store: Storage, namespaces: list[str] | None = None, now: int | None = None) -> dict[str, Any]:
     """Everything that is live in a store, to the letter."""
     rows, now = store._reading(), store._now() if now is None else now
-    names = [row for row in rows.namespaces() if namespaces is None or row.name in namespaces]
+    names = [row for row in rows.namespaces() if row.name and (namespaces is None or row.name in namespaces)]
     return {
         "namespaces": names,
         "rows": {row.name: rows.page(row.name, KeyRange(), now, limit=1_000_000) for row in names},
@@ -467,6 +470,73 @@ def test_what_is_written_to_the_target_meanwhile_is_not_lost(
         bring(source, target, progress=write)
     assert target.get(key, namespace=namespace) == "acknowledged"
     assert "was written to since" in refused(source, target)
+
+
+def test_tasks_that_share_a_commit_do_not_hide_what_was_written(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    source.set_many({"a": 1, "b": 2})
+    copy(source, target)
+    target.set_many({"order": "paid", "a": 100})
+
+    async def use() -> None:
+        store = AsyncStorage(target)
+        await asyncio.gather(store.set("job", 1), store.take("job"))
+        await store._stop()
+
+    asyncio.run(use())
+    with pytest.raises(CopyTargetError, match="was written to since"):
+        catch_up(source, target)
+    assert dict(target.namespace("default")) == {"a": 100, "b": 2, "order": "paid"}
+
+
+def test_the_copy_of_a_copy_is_none_of_the_first_source(opened: Callable[..., Storage]) -> None:
+    first, second, third = opened("sqlite"), opened("sqlite"), opened("memory")
+    fill(first)
+    copy(first, second)
+    second.set("order", "paid")
+    copy(second, third)
+    assert "is no copy of this source" in refused(first, third)
+    assert catch_up(second, third).written == 0
+    assert third.get("order") == "paid"
+
+
+def test_a_copy_that_says_nothing_of_its_source_is_refused(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    copy(source, target)
+    target._together(lambda rows, _: rows.unregister(""))  # as an earlier version left it
+    assert "it is not known what they are" in refused(source, target)
+
+
+@pytest.mark.parametrize("kept", ["[]", "{}", '{"floor":"1","of":[],"born":true}', "{"])
+def test_a_copy_that_says_nonsense_of_its_source_is_refused(stores: tuple[Storage, Storage], kept: str) -> None:
+    source, target = stores
+    fill(source)
+    copy(source, target)
+    target._together(lambda rows, _: rows.place_namespace(NamespaceRow("", kept, 1)))
+    assert "it is not known what they are" in refused(source, target)
+
+
+def test_a_copy_whose_versions_were_given_anew_is_refused(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    fill(source)
+    copy(source, target)
+    target.migrate(to=1)
+    target.migrate()
+    refused(source, target)
+
+
+def test_a_salvaged_copy_is_not_overwritten(stores: tuple[Storage, Storage], tmp_path: Path) -> None:
+    source, target = stores
+    fill(source)
+    copy(source, target)
+    advance(target, 1)
+    target.set("order", "paid")
+    target.close()
+    report = salvage(tmp_path / "2.db", tmp_path / "salvaged.db")
+    assert report.namespaces == 1
+    with open_storage(tmp_path / "salvaged.db") as salvaged:
+        refused(source, salvaged)
 
 
 def test_what_is_written_to_an_empty_target_meanwhile_is_not_lost(pair: tuple[Storage, Storage]) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from mycelia_storage.arguments import MAX_TIME_MS
 from mycelia_storage.codec import problem_of_text
 from mycelia_storage.errors import StorageCorruptError, StorageError
-from mycelia_storage.keys import check_key, check_namespace
+from mycelia_storage.keys import ORIGIN, check_key, check_namespace
 
 # Twice the year 9999 in µs. No version comes near it, whatever a clock says.
 MAX_VERSION: Final = 2**59
@@ -66,9 +66,9 @@ def problem_of_newer(version: object, expires_at: object) -> str | None:
 
 
 def problem_of_namespace(name: object, metadata: object, created_at: object) -> str | None:
-    """Which rule a registered namespace breaks, if any."""
+    """Which rule a registration breaks, if any."""
     return (
-        problem_of_names(name, "any")
+        (None if name == ORIGIN else problem_of_names(name, "any"))
         or (None if metadata is None else _problem_of_text("the metadata", metadata, is_object=True))
         or _problem_of_time("created_at", created_at)
     )

@@ -21,7 +21,7 @@ from mycelia_storage.errors import (
     NamespaceNotFoundError,
 )
 from mycelia_storage.indexing import check_index_name, define_index, info_of, make_index
-from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace, key_range
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN, check_namespace, key_range
 from mycelia_storage.namespace import Namespace
 from mycelia_storage.query import StorageQuery
 from mycelia_storage.querying import find_page, read_choice, read_condition, read_query
@@ -315,7 +315,7 @@ class Finding:
         """The names of all namespaces that are registered or hold entries, in order."""
         if prefix is not None and not isinstance(prefix, str):
             raise InvalidValueError(f"prefix: a str is needed, not {type(prefix).__name__}")
-        names = [row.name for row in self._reading().namespaces()]
+        names = [row.name for row in self._reading().namespaces() if row.name != ORIGIN]
         return names if prefix is None else [name for name in names if name.startswith(prefix)]
 
     def namespace_info(self, name: str) -> NamespaceInfo:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 DEFAULT_NAMESPACE: Final = "default"
+# No namespace can have this name: what is registered under it is what a store knows of itself, see `lineage.py`.
+ORIGIN: Final = ""
 MAX_KEY_BYTES: Final = 1024
 MAX_NAMESPACE_BYTES: Final = 255
 # Twice a key's bytes, and as many stars again: what is longer can match nothing.

@@ -1,25 +1,16 @@
 """`copy` and `catch_up`: everything of one store in another, of whichever engine, with versions, times and expiry.
 
-Called by users and by the command line. Nothing is remembered of a copy: where one stands is found by comparing keys
-and versions, so that one that was killed, a finished one, and one whose source has changed since are the same case.
+Called by users and by the command line. How far a copy came is not remembered: where one stands is found by comparing
+keys and versions, so that one that was killed, a finished one, and one whose source has changed since are the same
+case. A version is never used twice for a key, so two rows of a key and a version are the same row.
 
-A version is never used twice for a key, so two rows of a key and a version are the same row. What makes a store the
-copy of another one:
-
-1. The namespace `default`, which every store has since it was made, is registered there at the same millisecond: it is
-   copied first. So a store that was made by itself is no copy.
-2. No row of it has a version above its floor. A copy first raises the floor to the greatest version of the source, and
-   whatever is written to the copy itself gets a version above that. So nobody's writes are overwritten. What is written
-   meanwhile is looked for in each transaction, among the rows that it would replace or remove.
-3. Where versions lie ahead of the clock, removing a row raises the floor, above rows that may have been written to the
-   copy as well. The source then tells: it has never given a version above its own greatest, its floor, and the clock.
+Whether the target is a copy of the source at all, and what was written to it by others, is decided in `lineage.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -30,7 +21,6 @@ from mycelia_storage.arguments import check_progress
 from mycelia_storage.engines.engine import NamespaceRow
 from mycelia_storage.entries import CopyProgress, CopyReport
 from mycelia_storage.errors import (
-    ConfigError,
     CopyMismatchError,
     CopyTargetError,
     InvalidValueError,
@@ -39,6 +29,7 @@ from mycelia_storage.errors import (
     UniqueIndexError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
+from mycelia_storage.lineage import Lineage, lineage_of, named, new_id, refuse_other, refuse_same, written_meanwhile
 from mycelia_storage.lockstep import (
     EVERYTHING,
     ROWS_AT_ONCE,
@@ -68,7 +59,6 @@ R = TypeVar("R")
 
 # Where more has changed, everything is gone through in key order instead.
 MOST_NEWER: Final = 50_000
-_PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
 _ATTEMPTS: Final = 50
 _DEADLINE: Final = 30.0
 
@@ -156,7 +146,7 @@ class _Copy:
             if not isinstance(store, Storage):
                 raise InvalidValueError(f"{name}: a Storage is needed, not {type(store).__name__}")
         check_progress(progress)
-        _refuse_same(source, target)
+        refuse_same(source, target)
         self._chosen = _chosen(namespaces)
         self._progress = progress
         self._source, self._target = source, target
@@ -170,13 +160,14 @@ class _Copy:
         self._rows, self._end, self._now = self._source._start_scan()
         try:
             self._refresh()
-            there = {row.name: row for row in self._rows().namespaces()}
+            there = {row.name: row for row in named(self._rows().namespaces())}
             missing = sorted(set(self._chosen or ()) - there.keys())
             if missing:
                 raise NamespaceNotFoundError(f"the source has no namespace {', '.join(map(repr, missing))}")
             names = self._chosen or there
             self._namespaces = [there[name] for name in sorted(names)]
             self._born = there[DEFAULT_NAMESPACE]
+            self._origin = lineage_of(self._rows())
             self._sums, self._held = at_once(
                 partial(self._rows().tally, self._chosen, self._now), partial(self._there().tally, None, self._now)
             )
@@ -215,48 +206,53 @@ class _Copy:
     # ---- what the target is
 
     def look(self, *, resume: bool, needs_copy: bool) -> int:
-        """Raise CopyTargetError where it may not be written to; gives its floor."""
+        """Raise CopyTargetError where it may not be written to; gives the version up to which it was."""
         there, sums = self._there(), self._held
+        self._kept = lineage_of(there)
         self._is_empty = not sums.entries
-        self._floor, self._holds_expired = sums.floor, self._is_empty and sums.greatest > 0
-        # No version above this one came from the source.
-        self._given = max(self._sums.greatest, self._sums.floor, self._now)
+        self._holds_expired = self._is_empty and sums.greatest > 0
+        # Nothing with a greater version in it came from the source; an empty one has nothing.
+        self._floor = 0 if self._is_empty else self._kept.floor or 0
         held = f"the target holds {sums.entries:,} entries"
         if needs_copy and self._is_empty and self._sums.entries:
             raise CopyTargetError("the target is empty: copy() first")
         if self._is_empty:
-            return self._floor
+            return 0
         if not resume:
             raise CopyTargetError(f"{held}, and resume=False needs an empty one")
-        born = there.namespace(DEFAULT_NAMESPACE)
-        if born is None or born.created_at != self._born.created_at:
-            raise CopyTargetError(f"{held}, and is no copy of this source: copy into an empty store")
-        if sums.greatest > min(sums.floor, self._given):
+        refuse_other(there, self._kept, self._origin, self._born, held)
+        # Where its own floor is lower, versions were given anew: the file was of version 1 meanwhile.
+        if sums.greatest > self._floor or sums.floor < self._floor:
             message = "was written to since it was made as a copy of this source, which would be lost"
             raise CopyTargetError(f"{held}, and {message}: copy into an empty store")
         return self._floor
 
     def adopt(self) -> None:
         """Make it known as a copy of this source, before anything else of it is there."""
-        floor = max(self._sums.greatest, self._sums.floor)
+        floor = max(self._sums.greatest, self._sums.floor, self._floor)
         mine = self._there().namespace(DEFAULT_NAMESPACE)
         is_chosen = self._chosen is None or DEFAULT_NAMESPACE in self._chosen
         metadata = self._born.metadata if is_chosen or mine is None else mine.metadata
         self._default = NamespaceRow(DEFAULT_NAMESPACE, metadata, self._born.created_at or 0)
-        if self._floor >= floor and mine == self._default:
+        seen = self._kept
+        self._kept = Lineage(seen.id or new_id(), self._origin.id, self._born.created_at, floor)
+        if seen == self._kept and mine == self._default:
             return
 
         def step(rows: Primitives, now: int) -> None:
+            if lineage_of(rows) != seen:
+                raise CopyTargetError("the target was made the copy of another store, or restored, just now")
             # Above the new floor it would show; below it would be taken for copied.
             for name, key, _, _ in rows.newer(self._floor, now, limit=1):
-                raise _written_meanwhile(name, key)
+                raise written_meanwhile(name, key)
             if self._holds_expired:
                 rows.clear(None, now)
             rows.raise_floor(floor)
             rows.place_namespace(self._default)
+            rows.place_namespace(self._kept.row())
 
         self._change(step)
-        self._floor = max(self._floor, floor)
+        self._floor = floor
 
     def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> int:
         """How many of these are there, inside a transaction that would replace or remove them.
@@ -265,8 +261,8 @@ class _Copy:
         """
         count = 0
         for key, version in versions_of(target, namespace, keys):
-            if version > min(self._floor, self._given):
-                raise _written_meanwhile(namespace, key)
+            if version > self._floor:
+                raise written_meanwhile(namespace, key)
             count += 1
         return count
 
@@ -421,7 +417,7 @@ class _Copy:
 
     def _copy_namespaces(self) -> None:
         """Registrations, with their metadata and times."""
-        there = {row.name: row for row in self._there().namespaces()}
+        there = {row.name: row for row in named(self._there().namespaces())}
         changed = [row for row in self._namespaces if there.get(row.name) != row]
 
         def step(target: Primitives, _: int) -> None:
@@ -440,7 +436,7 @@ class _Copy:
         """Namespaces that are gone, indexes, and a commit that survives a power cut with all before it."""
         if self._chosen is None:
             names = {namespace.name for namespace in self._namespaces}
-            for row in self._there().namespaces():
+            for row in named(self._there().namespaces()):
                 if row.name not in names:
                     self._remove_namespace(row.name)
         self._make_indexes()
@@ -452,8 +448,8 @@ class _Copy:
         def step(target: Primitives, now: int) -> int:
             for outlines in walk(lambda: target, name, now):
                 for key, version, _ in outlines:
-                    if version > min(self._floor, self._given):
-                        raise _written_meanwhile(name, key)
+                    if version > self._floor:
+                        raise written_meanwhile(name, key)
             removed = target.clear(name, now)
             target.unregister(name)
             for index in target.indexes():
@@ -570,25 +566,3 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidValueError(f"{name}: {type(value).__name__} is neither True nor False")
     return value
-
-
-def _written_meanwhile(namespace: str, key: str) -> CopyTargetError:
-    message = f"{key!r} in namespace {namespace!r} was written to the target itself, which would be lost"
-    return CopyTargetError(f"{message}: nobody may write there until the switch")
-
-
-def _refuse_same(source: Storage, target: Storage) -> None:
-    """Whatever name it goes by: a file is known by its inode, a server by the moment at which it was started."""
-    one, other = source._engine, target._engine
-    is_same = one is other
-    if not is_same and one.backend == other.backend != "memory":
-        here, there = one.status(), other.status()
-        if one.backend == "postgresql":
-            is_same = all(here.details[name] == there.details[name] for name in _PLACE_ON_A_SERVER)
-        else:
-            is_same = here.target == there.target
-        if one.backend == "sqlite":
-            with contextlib.suppress(OSError):
-                is_same = is_same or os.path.samefile(here.target, there.target)
-    if is_same:
-        raise ConfigError("source and target are the same store")

@@ -25,6 +25,7 @@ from mycelia_storage.errors import (
     StorageReadOnlyError,
     TransactionConflictError,
 )
+from mycelia_storage.keys import ORIGIN
 from mycelia_storage.options import DEFAULT_TARGET, Options, StorageOptions, file_path, read_options
 from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.sharing import SharedVerbs
@@ -190,7 +191,7 @@ class Storage(Verbs):
     def get_status(self) -> Status:
         """What the store is and how full, without a visit to every entry's value."""
         rows = self._reading()
-        namespaces = len(rows.namespaces())
+        namespaces = sum(1 for row in rows.namespaces() if row.name != ORIGIN)
         status = self._engine.status()
         return Status(
             self._engine.backend,

@@ -213,7 +213,10 @@ class Primitives(Protocol):
         ...
 
     def namespaces(self) -> list[NamespaceRow]:
-        """Every namespace that is registered or holds entries, ordered by name."""
+        """Every namespace that is registered or holds entries, ordered by name, and what is registered under "".
+
+        That is no namespace: a store keeps there what it knows of itself. It is placed, asked for and forgotten as any.
+        """
         ...
 
     def namespace(self, name: str) -> NamespaceRow | None:

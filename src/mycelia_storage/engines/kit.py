@@ -26,7 +26,7 @@ from mycelia_storage.engines.forking import register as register_for_forks
 from mycelia_storage.engines.limits import check_limit, is_hurried, time_left
 from mycelia_storage.engines.line import Line
 from mycelia_storage.errors import CapacityError, TransactionConflictError
-from mycelia_storage.keys import DEFAULT_NAMESPACE, KeyRange, successor
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN, KeyRange, successor
 from mycelia_storage.keys import matches as matches_pattern
 from mycelia_storage.matching import Candidate, Position, compile_filter, in_order, is_behind, position
 from mycelia_storage.query import parse_sort
@@ -42,6 +42,7 @@ __all__ = [
     "DEFAULT_NAMESPACE",
     "MAX_INDEXES",
     "MAX_VERSION",
+    "ORIGIN",
     "ROWS_AT_ONCE",
     "AutoWrites",
     "Candidate",

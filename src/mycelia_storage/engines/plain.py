@@ -81,7 +81,7 @@ class State:
     def check(self, findings: Findings, now: int) -> None:
         """Look at every row by the rules, and at the unique indexes."""
         names = {kit.DEFAULT_NAMESPACE, *self.rows, *self.namespaces}
-        findings.namespaces, findings.indexes = len(names), len(self.indexes)
+        findings.namespaces, findings.indexes = len(names - {kit.ORIGIN}), len(self.indexes)
         for name in sorted(names):
             problem = kit.problem_of_namespace(*self.namespaces.get(name, (name, None, None)))
             if problem is not None:

@@ -19,6 +19,7 @@ PARTS: Final = (
     "indexes",
     "many",
     "mapping",
+    "moving",
     "namespaces",
     "one_entry",
     "queries",

@@ -10,6 +10,7 @@ from mycelia_storage.testing.finding import ListKeysContract, ScanContract
 from mycelia_storage.testing.indexes import IndexContract, UniqueIndexContract
 from mycelia_storage.testing.many import LoadContract, ManyContract
 from mycelia_storage.testing.mapping import NamespaceViewContract
+from mycelia_storage.testing.moving import CopyContract
 from mycelia_storage.testing.namespaces import NamespacesContract
 from mycelia_storage.testing.one_entry import OneEntryContract
 from mycelia_storage.testing.queries import FilteringContract, PagingContract, QueryContract
@@ -51,6 +52,7 @@ class StorageContract(
     ValuesContract,
     KeysContract,
     StoreContract,
+    CopyContract,
     ErrorsContract,
 ):
     """The whole contract. A subclass says how a store is opened; see the package's docstring."""

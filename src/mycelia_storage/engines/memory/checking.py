@@ -17,7 +17,7 @@ from mycelia_storage.engines.claims import claim_of
 from mycelia_storage.engines.kit import is_live, problem_of_row
 from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.errors import StorageCorruptError
-from mycelia_storage.keys import DEFAULT_NAMESPACE
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +46,7 @@ def check(frozen: Frozen, findings: Findings, now: int, capacity: int | None) ->
     """Look at everything. Raises StorageTimeoutError where nobody waits any more."""
     state = frozen.state
     names = {DEFAULT_NAMESPACE, *state.registered, *state.tables}
-    findings.namespaces, findings.indexes = len(names), len(state.indexes)
+    findings.namespaces, findings.indexes = len(names - {ORIGIN}), len(state.indexes)
     for name in sorted(names):
         _check_namespace(name, state, findings)
     for name, table in state.tables.items():

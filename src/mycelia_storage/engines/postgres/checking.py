@@ -21,7 +21,7 @@ from mycelia_storage.engines.limits import check_limit
 from mycelia_storage.engines.postgres import indexes
 from mycelia_storage.engines.postgres.arrays import Texts
 from mycelia_storage.engines.postgres.documents import query_form
-from mycelia_storage.keys import DEFAULT_NAMESPACE
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def check(session: PostgresSession, texts: Wording, schema: str, findings: Findi
         for name in {row[0] for row in rows} - seen:
             seen.add(name)
             findings.add(f"namespace {name!r} is not registered")
-    findings.namespaces = len(seen)
+    findings.namespaces = len(seen - {ORIGIN})
     floors = _all(session, FLOOR.format(s=texts.schema))
     if len(floors) != 1 or not 0 <= floors[0][0] < MAX_VERSION:
         findings.add("the version floor is no version")

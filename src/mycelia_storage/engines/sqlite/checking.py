@@ -38,7 +38,7 @@ from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, to_storage_er
 from mycelia_storage.engines.sqlite.indexes import MAX_INDEXES, PREFIX, all_indexes
 from mycelia_storage.errors import NotAStorageFileError, StorageCorruptError, StorageError, TransactionError
 from mycelia_storage.indexing import check_index_name
-from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN, check_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -275,7 +275,7 @@ class _Check:
 
     def _namespaces(self) -> None:
         for name, metadata, created_at in self._stream(NAMESPACES):
-            self._findings.namespaces += 1
+            self._findings.namespaces += name != ORIGIN
             problem = problem_of_namespace(name, metadata, created_at)
             if problem is not None:
                 self._findings.add(f"namespace {name!r}: {problem}")

@@ -102,7 +102,9 @@ ADD_MISSING_NAMESPACES: Final = """
 INSERT OR IGNORE INTO storage_namespaces (name, created_at)
 SELECT namespace, min(created_at) FROM storage_entries GROUP BY namespace"""
 PURGE: Final = "DELETE FROM storage_entries WHERE expires_at <= ?"
-COUNTS: Final = "SELECT (SELECT count(*) FROM storage_entries), (SELECT count(*) FROM storage_namespaces)"
+COUNTS: Final = (
+    "SELECT (SELECT count(*) FROM storage_entries), (SELECT count(*) FROM storage_namespaces WHERE name <> '')"
+)
 GREATEST: Final = "SELECT ifnull(max(version), 0) FROM storage_entries"
 
 

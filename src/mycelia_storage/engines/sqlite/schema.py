@@ -16,6 +16,7 @@ Version 1 is the layout that the Mycelia Kernel's JavaScript adapter plans and w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -152,6 +153,7 @@ _DOWN_TO_1: Final = (
        FROM storage_entries_before ORDER BY id""",
     "DROP TABLE storage_entries_before",
     "DROP TABLE storage_version_floor",
+    "DELETE FROM storage_namespaces WHERE name = ''",
     "DROP TABLE storage_indexes",
     *_INDEXES_1,
     "DELETE FROM schema_version WHERE version > 1",
@@ -166,6 +168,7 @@ _STATISTICS: Final = ("SELECT * FROM sqlite_stat1", "SELECT * FROM sqlite_stat4"
 _VERSION: Final = "SELECT max(version) FROM schema_version"
 _ROWS: Final = "SELECT namespace, key, value, metadata, created_at, updated_at FROM storage_entries ORDER BY id"
 _NAMESPACES: Final = "SELECT name, metadata, created_at FROM storage_namespaces"
+_ORIGIN: Final = "SELECT name FROM storage_namespaces WHERE name = ''"
 _EXPIRING: Final = "SELECT namespace, key FROM storage_entries WHERE expires_at > ? ORDER BY namespace, key LIMIT 4"
 
 Folded: TypeAlias = tuple[str, ...]
@@ -312,7 +315,9 @@ def upgrade(connection: apsw.Connection, path: str, now_ms: int) -> None:
     """From version 1 to 2, inside the caller's transaction. Raises SchemaVersionError that names what is in the way."""
     problems: list[str] = []
     count = 0
-    for problem in problems_of(connection):
+    # Version 2 keeps one name for itself.
+    own = (f"namespace {name!r}: a name is needed" for (name,) in connection.execute(_ORIGIN))
+    for problem in itertools.chain(own, problems_of(connection)):
         if problem is None:
             continue
         count += 1

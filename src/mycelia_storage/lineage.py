@@ -1,0 +1,122 @@
+"""Which store is a copy of which: what is kept of that in the copy, and whether a store may be a target.
+
+Called by `moving.py`. A copy keeps a registration under the name "", which no namespace can have: so every engine keeps
+it already, in the same transactions as everything else, and in backups. What makes a store the copy of another one:
+
+1. It says so: `of` is the other one's `id`, and `born` the millisecond at which the other one's `default` was made.
+2. Whatever was written to the copy itself has a version above `floor`. A copy first raises the store's own floor to the
+   greatest version that the source has given, and `floor` is that, of the last copy. The store's own floor may rise
+   later on, above rows that somebody wrote there: by a transaction that writes an entry and removes it, by a restore.
+
+A store has an `id` where it is a copy, or lives in memory: those are made faster than milliseconds pass. So the copy of
+a copy is not taken for one of the first source, although `born` is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+
+from mycelia_storage.engines.engine import NamespaceRow
+from mycelia_storage.errors import ConfigError, CopyTargetError
+from mycelia_storage.keys import ORIGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.storage import Storage
+
+_PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
+
+
+class Lineage(NamedTuple):
+    """What is kept of it. `of`, `born` and `floor` are None where a store is no copy.
+
+    `indexes` are the names of those that came with a copy, so that they can go as well.
+    """
+
+    id: str | None = None
+    of: str | None = None
+    born: int | None = None
+    floor: int | None = None
+    indexes: tuple[str, ...] = ()
+
+    def is_of(self, source: Lineage, born: int | None) -> bool:
+        """Whether this is the copy of a source that was made then."""
+        return self.floor is not None and (self.of, self.born) == (source.id, born)
+
+    def row(self) -> NamespaceRow:
+        """As it is kept."""
+        kept = {name: value for name, value in self._asdict().items() if value is not None}
+        return NamespaceRow(ORIGIN, orjson.dumps(kept).decode(), self.born or 0)
+
+
+def new_id() -> str:
+    """One that no other store has."""
+    return secrets.token_hex(8)
+
+
+def lineage_of(rows: Primitives) -> Lineage:
+    """What a store says of itself. What cannot be read is not known."""
+    row = rows.namespace(ORIGIN)
+    if row is None or row.metadata is None:
+        return Lineage()
+    try:
+        kept: Any = orjson.loads(row.metadata)
+    except orjson.JSONDecodeError:
+        return Lineage()
+    if not isinstance(kept, dict):
+        return Lineage()
+    known: dict[str, Any] = {}
+    for name in ("id", "of"):
+        known[name] = kept.get(name) if isinstance(kept.get(name), str) else None
+    for name in ("born", "floor"):
+        known[name] = kept.get(name) if type(kept.get(name)) is int else None
+    names = kept.get("indexes")
+    known["indexes"] = tuple(map(str, names)) if isinstance(names, list) else ()
+    return Lineage(**known)
+
+
+def named(rows: Iterable[NamespaceRow]) -> list[NamespaceRow]:
+    """Those that are namespaces."""
+    return [row for row in rows if row.name != ORIGIN]
+
+
+def refuse_other(there: Primitives, kept: Lineage, source: Lineage, born: NamespaceRow, held: str) -> None:
+    """Raise CopyTargetError for a store with entries that is not known to be a copy of this source."""
+    if kept.is_of(source, born.created_at):
+        return
+    mine = there.namespace(born.name)
+    if kept.floor is None and source.id is None and mine is not None and mine.created_at == born.created_at:
+        message = "and it is not known what they are: nothing in it says that it is a copy of this source"
+        why = "A copy that an earlier version of this library made says nothing, nor does the source itself"
+        raise CopyTargetError(f"{held}, {message}. {why}: copy into an empty store")
+    raise CopyTargetError(f"{held}, and is no copy of this source: copy into an empty store")
+
+
+def refuse_same(source: Storage, target: Storage) -> None:
+    """Whatever name it goes by: a file is known by its inode, a server by the moment at which it was started."""
+    one, other = source._engine, target._engine
+    is_same = one is other
+    if not is_same and one.backend == other.backend != "memory":
+        here, there = one.status(), other.status()
+        if one.backend == "postgresql":
+            is_same = all(here.details[name] == there.details[name] for name in _PLACE_ON_A_SERVER)
+        else:
+            is_same = here.target == there.target
+        if one.backend == "sqlite":
+            with contextlib.suppress(OSError):
+                is_same = is_same or os.path.samefile(here.target, there.target)
+    if is_same:
+        raise ConfigError("source and target are the same store")
+
+
+def written_meanwhile(namespace: str, key: str) -> CopyTargetError:
+    """The error for a row that somebody else wrote to the target."""
+    message = f"{key!r} in namespace {namespace!r} was written to the target itself, which would be lost"
+    return CopyTargetError(f"{message}: nobody may write there until the switch")
