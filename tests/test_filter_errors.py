@@ -6,15 +6,19 @@ Every InvalidFilterError of filters, paths, sorts and queries, and the limits on
 from __future__ import annotations
 
 import pickle
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mycelia_storage import InvalidFilterError, InvalidValueError, StorageQuery, field, match, path
+from mycelia_storage import InvalidFilterError, InvalidValueError, Storage, StorageQuery, field, match, path
 from mycelia_storage.filters import And
 from mycelia_storage.query import parse_filter, parse_sort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 A = field("a")
 
@@ -410,3 +414,62 @@ def test_what_doubles_with_each_level_is_refused_before_it_is_built(wrap: Any, i
 def test_a_bad_query_is_refused_with_its_place(given: Any, kind: type[Exception], reason: str) -> None:
     with pytest.raises(kind, match=reason):
         StorageQuery.from_dict(given)
+
+
+# ---- slips of the hand
+
+
+# As much as a caller without a type checker knows.
+ONE: Any = field("a")
+TWO: Any = field("b")
+
+SLIPS: tuple[tuple[Callable[[], object], str], ...] = (
+    (lambda: ONE == 1 & TWO == 2, "&"),
+    (lambda: (ONE == 1) & TWO == 2, "&"),
+    (lambda: 1 & (TWO == 2), "&"),
+    (lambda: ONE & (TWO == 2), "&"),
+    (lambda: ONE & TWO, "&"),
+    (lambda: ONE == "x" | TWO == "y", "|"),
+    (lambda: (ONE == 1) | TWO == 2, "|"),
+    (lambda: 1 | (TWO == 2), "|"),
+    (lambda: ONE | (TWO == 2), "|"),
+    (lambda: {"a": 1} | (ONE == 1), "|"),
+)
+
+
+@pytest.mark.parametrize(("slip", "sign"), SLIPS)
+def test_comparisons_without_parentheses_are_refused_with_a_hint(slip: Callable[[], object], sign: str) -> None:
+    hint = f"^{re.escape(sign)} needs a filter on both sides, not (Field|int|dict): put comparisons in parentheses"
+    with pytest.raises(InvalidFilterError, match=hint):
+        slip()
+
+
+def test_the_opposite_of_a_field_is_refused_with_a_hint() -> None:
+    with pytest.raises(InvalidFilterError, match=r"~\(field\('a'\) == 1\)"):
+        _ = ~ONE == 1
+
+
+@pytest.mark.parametrize("text", ["age desc", "age DESC ", "-age desc", '"the age".of desc', "a\tDesc"])
+def test_a_direction_behind_a_name_is_not_taken_for_the_name(memory_store: Storage, text: str) -> None:
+    for call, where in (
+        (lambda: parse_sort(text), "sort"),
+        (lambda: parse_sort(["a", text]), r"sort\[1\]"),
+        (lambda: memory_store.query(sort=text), "sort"),
+        (lambda: StorageQuery(sort=text), "sort"),
+        (lambda: memory_store.create_index("a", text), r"fields\[1\]"),
+    ):
+        with pytest.raises(InvalidFilterError, match=f"^{where}: .* ends in a direction.*: write '-age'.*in quotes"):
+            call()
+    assert memory_store.list_indexes() == []
+
+
+def test_a_name_that_only_looks_like_a_direction_can_be_sorted_by(memory_store: Storage) -> None:
+    memory_store.set_many({"a": {"age desc": 2, "desc": 1}, "b": {"age desc": 1, "desc": 2}})
+    assert memory_store.query(sort='"age desc"').keys() == ["b", "a"]
+    assert memory_store.query(sort=path("age desc").desc()).keys() == ["a", "b"]
+    assert memory_store.query(sort="desc").keys() == ["a", "b"]
+    assert memory_store.query(sort={"field": "age desc"}).keys() == ["b", "a"]
+    memory_store.create_index('-"age desc"')
+    assert memory_store.list_indexes()[0].fields == ('-"age desc"',)
+    with pytest.raises(InvalidFilterError, match="ends in a direction.*: write 'age' for it"):
+        memory_store.query(sort="age asc")

@@ -94,6 +94,13 @@ class Filter(Immutable):
     def __or__(self, other: object) -> Filter:
         return Or((*_parts(self, Or), *_parts(_operand(other, "|"), Or)))
 
+    # The other side is no filter, or its own method would have been asked.
+    def __rand__(self, other: object) -> NoReturn:
+        _refuse_operand(other, "&")
+
+    def __ror__(self, other: object) -> NoReturn:
+        _refuse_operand(other, "|")
+
     def __invert__(self) -> Filter:
         return Not(self)
 
@@ -280,6 +287,22 @@ class Field(Immutable):
     def __bool__(self) -> NoReturn:
         raise InvalidFilterError(f"a field has no truth value: write {self!r} == True or {self!r}.exists()")
 
+    # `field("a") == 1 & field("b") == 2` is, to Python, a comparison with `1 & field("b")`.
+    def __and__(self, other: object) -> NoReturn:
+        _refuse_operand(self, "&")
+
+    def __rand__(self, other: object) -> NoReturn:
+        _refuse_operand(self, "&")
+
+    def __or__(self, other: object) -> NoReturn:
+        _refuse_operand(self, "|")
+
+    def __ror__(self, other: object) -> NoReturn:
+        _refuse_operand(self, "|")
+
+    def __invert__(self) -> NoReturn:
+        raise InvalidFilterError("~ needs a filter, not a field: put the comparison in parentheses, ~(field('a') == 1)")
+
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]
         return self.eq(value)
 
@@ -408,8 +431,12 @@ def _parts(given: Filter, kind: type[_Group]) -> tuple[Filter, ...]:
 
 
 def _operand(other: object, sign: str) -> Filter:
-    if isinstance(other, Filter):
-        return other
+    if not isinstance(other, Filter):
+        _refuse_operand(other, sign)
+    return other
+
+
+def _refuse_operand(other: object, sign: str) -> NoReturn:
     raise InvalidFilterError(
         f"{sign} needs a filter on both sides, not {type(other).__name__}: put comparisons in parentheses, "
         f"(field('a') == 1) {sign} (field('b') == 2)"

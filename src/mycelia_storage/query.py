@@ -6,6 +6,7 @@ Called by users (`field`, `path`, `match`, `StorageQuery`) and by the verbs that
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
@@ -35,6 +36,8 @@ from mycelia_storage.paths import MAX_INDEX, Segments, parse_path
 MAX_SORT_KEYS: Final = 16
 # Every byte of a name is written with six characters at the most, beside two quotes and a dot for each name.
 _MAX_WRITTEN: Final = 10 * MAX_PATH_BYTES
+# What SQL writes behind a name.
+_DIRECTION: Final = re.compile(r"\s(asc|desc)\s*$", re.IGNORECASE)
 
 
 def field(name: str) -> Field:
@@ -215,6 +218,13 @@ def _parse_sort_key(given: object, where: str) -> SortKey:
     if isinstance(given, Field):
         return SortKey(given.path)
     if isinstance(given, str):
+        direction = _DIRECTION.search(given)
+        if direction is not None:
+            sign, opposite = ("-", "") if direction[1].lower() == "desc" else ("", "-")
+            raise InvalidFilterError(
+                f"{where}: {shown(given)} ends in a direction, which is no part of a path: write '{sign}age' for it, "
+                f"'{opposite}age' for the opposite; a member of that name is written in quotes"
+            )
         descending = given.startswith("-")
         return SortKey(parse_field(given[1:] if descending else given, where), descending)
     if isinstance(given, Mapping):
