@@ -203,8 +203,9 @@ def test_a_directory_and_an_unusable_place_are_named_errors(tmp_path: Path) -> N
 
 def test_a_name_that_sqlite_would_interpret_is_a_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("file:x.db?mode=memory", "a b%20#?.db", "ünï.db", "./:memory:", "-rf.db"):
-        with open_storage(name) as store:
+    plain = ("./file:x.db", "a b%20#?.db", "ünï.db", "./:memory:", "-rf.db")
+    for name in (*plain, "file:x.db?mode=memory", "file:x.db"):
+        with open_storage(name) if name in plain else open_storage(db_path=name) as store:
             store.set("key", name)
         with open_storage(Path(name)) as store:
             assert store.get("key") == name
