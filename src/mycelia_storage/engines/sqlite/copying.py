@@ -19,6 +19,7 @@ import apsw
 from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import is_held_fast, kind_at, open_reader, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
+from mycelia_storage.engines.sqlite.leftovers import remove_empty
 from mycelia_storage.engines.sqlite.places import BESIDE, is_there, look_at, rename_to_free
 from mycelia_storage.engines.sqlite.soundness import (
     INTEGRITY,
@@ -87,10 +88,29 @@ def check_target(target: str, *, overwrite: bool, store: str | None = None) -> N
             raise ConfigError(f"path: {target} is there already: overwrite=True replaces it")
         for end in BESIDE[:2]:
             if os.path.lexists(target + end):
-                raise ConfigError(
-                    f"path: {target + end} is there: a program has {target} open, or was killed while it had. SQLite "
-                    "would take it for a part of the backup"
-                )
+                _require_removed(target, end)
+
+
+# Why a file beside the place of a backup is in the way.
+_WHY_BESIDE: Final = {
+    "in use": "a program has {target} open",
+    "kept": "nobody has {target} open, and something in it may not be written back yet: open {target} as a store and "
+    "close it, or take another name",
+    "unknown": "a program has {target} open, or had: open it as a store and close it, or take another name",
+}
+
+
+def _require_removed(target: str, end: str) -> None:
+    """Raise ConfigError, unless it was an empty -wal that nobody uses: whoever only looked at a backup left it."""
+    found = remove_empty(target)
+    if found == "none":
+        if not os.path.lexists(target + end):
+            return
+        found = "kept"
+    raise ConfigError(
+        f"path: {target + end} is there. SQLite would take it for a part of the backup: "
+        + _WHY_BESIDE[found].format(target=target)
+    )
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from mycelia_storage.engines.sqlite.failures import (
     roll_back,
     to_storage_error,
 )
+from mycelia_storage.engines.sqlite.leftovers import remove_empty
 from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import is_there, look_at, require_same, why_not_written
 from mycelia_storage.engines.sqlite.readers import Readers
@@ -220,6 +221,7 @@ class SQLiteEngine:
             self._require_newest(schema.verify(connection, self.path), reason)
         except BaseException:
             close_untouched(connection, self.path)
+            remove_empty(self.path)
             raise
         return connection
 

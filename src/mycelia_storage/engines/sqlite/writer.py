@@ -29,6 +29,7 @@ from mycelia_storage.engines.sqlite.failures import (
     roll_back,
 )
 from mycelia_storage.engines.sqlite.indexes import has_outgrown_statistics, refresh_is_due, refresh_statistics
+from mycelia_storage.engines.sqlite.leftovers import remove_empty
 from mycelia_storage.engines.sqlite.trust import (
     ANOTHER_TIME,
     COMMIT,
@@ -419,6 +420,8 @@ class Writer:
         self.is_closed = True
         if self.line.acquire(patience):
             self.unlock()
+        if self._options.read_only:
+            remove_empty(self._options.path)
         if self._close_failure is not None:
             raise self._close_failure
 
