@@ -123,6 +123,10 @@ def advance(store: Storage, seconds: float) -> None:
     clock.advance(seconds)
 
 
+def cancel(progress: CopyProgress) -> None:
+    raise KeyboardInterrupt
+
+
 # ---- what is kept
 
 
@@ -373,6 +377,58 @@ def test_catching_up_reads_no_more_than_it_has_to(
     monkeypatch.setattr(moving._Copy, "copy_everything", refuse)
     assert catch_up(source, target).written == 1
     assert contents(target) == contents(source)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "a lot"])
+def test_catching_up_goes_on_where_a_unique_index_is_new(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    source, target = pair
+    source.set_many({"p": {"u": 1}, "q": {"u": 1}})
+    copy(source, target)
+    source.set("q", {"u": 2})
+    source.create_index("u", unique=True)
+    if how == "a lot":
+        monkeypatch.setattr(moving, "MOST_NEWER", 0)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            catch_up(source, target, progress=cancel)
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_catching_up_goes_on_where_it_was_killed_while_unique_values_were_exchanged(
+    stores: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    monkeypatch.setattr(lockstep, "ROWS_AT_ONCE", 2)
+    source.create_index("u", unique=True, name="u")
+    together = type(target)._together
+    is_killed, steps = True, 0
+    while is_killed:
+        source.clear_all()
+        source.set_many({"k1": {"u": 1}, "k5": {"u": 5}, "x": 0, "y": 0})
+        copy(source, target)
+        with source.transaction() as tx:
+            tx.clear()
+            tx.set_many({"k1": {"u": 5}, "k2": 0, "k3": 0, "k5": {"u": 1}})
+        steps, left = steps + 1, iter(range(steps))
+
+        def run(self: Storage, *args: Any, left: Iterator[int] = left, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return together(self, *args, **options)
+
+        monkeypatch.setattr(type(target), "_together", run)
+        try:
+            catch_up(source, target)
+            is_killed = False
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(type(target), "_together", together)
+        catch_up(source, target)
+        assert contents(target) == contents(source)
+    assert steps > 4
 
 
 def test_entries_that_exchanged_unique_values_are_caught_up(pair: tuple[Storage, Storage], small_steps: None) -> None:

@@ -93,6 +93,7 @@ def copy(
         running.look(resume=resume, needs_copy=False)
         running.adopt()
         running.copy_everything()
+        running.remove_namespaces()
         running.finish()
         running.compare_sums()
         if verify:
@@ -122,11 +123,14 @@ def catch_up(
         is_small = running.copy_newer(newer)
         if is_small:
             running.copy_deletions()
-        running.finish()
+        running.remove_namespaces()
+        # Before the indexes are made: a unique one stands against entries that are not yet as they are in the source.
         if not is_small or not running.has_same_sums_now():
             running.copy_everything()
             running.finish()
             running.compare_sums()
+        else:
+            running.finish()
         return running.report()
 
 
@@ -432,13 +436,17 @@ class _Copy:
 
     # ---- the end of it
 
+    def remove_namespaces(self) -> None:
+        """Those that are gone, with all that they hold."""
+        if self._chosen is not None:
+            return
+        names = {namespace.name for namespace in self._namespaces}
+        for row in named(self._there().namespaces()):
+            if row.name not in names:
+                self._remove_namespace(row.name)
+
     def finish(self) -> None:
-        """Namespaces that are gone, indexes, and a commit that survives a power cut with all before it."""
-        if self._chosen is None:
-            names = {namespace.name for namespace in self._namespaces}
-            for row in named(self._there().namespaces()):
-                if row.name not in names:
-                    self._remove_namespace(row.name)
+        """Indexes, and a commit that survives a power cut with all before it."""
         self._make_indexes()
         is_durable = self._target._options.synchronous != "OFF"
         # Only a commit that writes something is waited for by the disk.
