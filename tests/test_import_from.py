@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import random
 import sqlite3
 import time
@@ -298,6 +299,54 @@ def test_every_entry_of_a_shelf_in_sqlite_arrives(any_store: Storage, source: Pa
     assert values(any_store) == shelf()
 
 
+def database(path: Path) -> None:
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE TABLE words (word TEXT)")
+    made.close()
+
+
+@pytest.mark.parametrize("shelf_name", ["shelf_dumb", "shelf_gnu", "shelf_ndbm"])
+def test_what_lies_beside_a_shelf_is_not_taken_for_it(source: Path, sources: Path, shelf_name: str) -> None:
+    for file in sources.glob(f"{shelf_name}*"):
+        (source / file.name.replace(shelf_name, "app")).write_bytes(file.read_bytes())
+    names = sorted(path.name for path in source.iterdir())
+    database(source / "app.pag")
+    for name in {"app", "app.db"} - set(names):  # a store that is called as the shelf is
+        open_storage(source / name).close()
+    if "app.dat" not in names:
+        (source / "app.dat").write_bytes(b"somebody else's")
+        (source / "app.dir").write_bytes(b"somebody else's")
+    for name in ("app", *names):
+        with open_storage("memory:") as store:
+            assert take(store, "shelve", source / name).failed == 0
+            assert values(store) == shelf()
+
+
+def test_a_shelf_of_sqlite_is_found_without_the_ending_that_the_program_gave(
+    memory_store: Storage, source: Path
+) -> None:
+    with sqlite3.connect(source / "app.db") as made:
+        made.execute("CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+        made.execute("INSERT INTO Dict VALUES (CAST('a' AS BLOB), ?)", (pickle.dumps(1),))
+    made.close()
+    for name in ("app.db", "app"):
+        take(memory_store, "shelve", source / name)
+        assert values(memory_store) == {"a": 1}
+        memory_store.clear()
+    # But where it is nobody's shelf, the one who asks for it is told so.
+    database(source / "other.db")
+    for name in ("other.db", "other"):
+        with pytest.raises(NotAStorageFileError, match=r"other\.db: there is no table 'Dict'"):
+            take(memory_store, "shelve", source / name)
+
+
+def test_an_index_of_dbm_dumb_that_is_damaged_from_its_beginning_is_told(memory_store: Storage, source: Path) -> None:
+    (source / "app.dat").write_bytes(b"I1\n.")
+    (source / "app.dir").write_bytes(b"\0a', (0, 4)\n")
+    with pytest.raises(StorageCorruptError, match=r"app\.dir"):
+        take(memory_store, "shelve", source / "app")
+
+
 def run_shelf(sources: Path) -> dict[bytes, bytes]:
     """Keys and pickles as they stand in a file of dbm.dumb."""
     import dbm.dumb
@@ -353,6 +402,18 @@ def test_one_table_of_tinydb_goes_where_it_is_told(memory_store: Storage, source
     assert memory_store.list_namespaces() == ["default", "x", "y"]
     with pytest.raises(ConfigError, match="no table 'animals'"):
         take(memory_store, "tinydb", path, table="animals")
+
+
+def test_a_file_that_tinydb_has_only_made_yet_has_no_documents(memory_store: Storage, source: Path) -> None:
+    path = source / "db.json"
+    path.touch()
+    report = import_from(memory_store, "tinydb", path)
+    assert (report.read, report.written, report.namespaces) == (0, 0, ())
+    with pytest.raises(ConfigError, match="no table 'people'"):
+        import_from(memory_store, "tinydb", path, table="people")
+    path.write_text("\n")  # which TinyDB itself does not read
+    with pytest.raises(NotAStorageFileError):
+        import_from(memory_store, "tinydb", path)
 
 
 def test_a_name_of_a_table_that_no_namespace_can_have_is_told(memory_store: Storage, source: Path) -> None:

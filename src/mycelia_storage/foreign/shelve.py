@@ -50,15 +50,12 @@ def _open(
     path: str, limit: int, patience: float, stack: contextlib.ExitStack
 ) -> tuple[Iterator[Pair], list[PlainFile]]:
     base = next((path.removesuffix(end) for end in _ENDINGS if path.endswith(end)), path)
-    for name in dict.fromkeys((path, base)):
-        # 1. dbm.ndbm: .pag and .dir, or with Berkeley DB one file that ends in .db. And dbm.gnu, dbm.sqlite3: the name.
-        for file in filter(os.path.isfile, (f"{name}.pag", f"{name}.db", name)):
-            found = _open_one(os.path.realpath(file), limit, patience, stack)
-            if found is not None:
-                return found
-        # 2. dbm.dumb: .dat and .dir.
-        if os.path.isfile(f"{name}.dat") and os.path.isfile(f"{name}.dir"):
-            return dbm_files.read_dumb(name, limit, stack)
+    for file, is_dumb in _candidates(path, base):
+        if is_dumb:
+            return dbm_files.read_dumb(file, limit, stack)
+        found = _open_one(os.path.realpath(file), limit, patience, stack)
+        if found is not None:
+            return found
     if any(map(os.path.exists, (path, f"{base}.db", f"{base}.pag", f"{base}.dat"))):
         raise NotAStorageFileError(
             f"{path}: no dbm file of a kind that is known: read it with the Python that wrote it, "
@@ -67,11 +64,39 @@ def _open(
     raise ConfigError(f"path: there is no file {path}, nor one with an ending that dbm adds")
 
 
+def _candidates(*names: str) -> Iterator[tuple[str, bool]]:
+    """Files that may be the shelf, those that `dbm.whichdb` would take first, and whether as one of dbm.dumb."""
+    for name in dict.fromkeys(names):
+        # 1. dbm.ndbm: .pag and .dir, or with Berkeley DB one file that ends in .db. A database of SQLite is another's,
+        #    a store of ours for instance: no dbm adds an ending to the name of one.
+        for file in (f"{name}.pag", f"{name}.db"):
+            if os.path.isfile(file) and not _start(file).startswith(sqlite_files.MAGIC):
+                yield file, False
+        # 2. dbm.dumb: .dat and .dir. Others have files of these names, too: an index is empty, or begins with a text.
+        has_both = os.path.isfile(f"{name}.dat") and os.path.isfile(f"{name}.dir")
+        if has_both and _start(f"{name}.dir")[:1] in (b"", b"'", b'"'):
+            yield name, True
+        # 3. dbm.gnu, dbm.sqlite3: the name.
+        if os.path.isfile(name):
+            yield name, False
+        # 4. dbm.dumb with an index that is damaged.
+        if has_both:
+            yield name, True
+    # 5. dbm.sqlite3, where the program itself has given the ending that is left out here.
+    for name in dict.fromkeys(names):
+        if os.path.isfile(f"{name}.db"):
+            yield f"{name}.db", False
+
+
+def _start(path: str) -> bytes:
+    with failing_as(path):
+        return dbm_files.start_of(path)
+
+
 def _open_one(
     path: str, limit: int, patience: float, stack: contextlib.ExitStack
 ) -> tuple[Iterator[Pair], list[PlainFile]] | None:
-    with failing_as(path):
-        start = dbm_files.start_of(path)
+    start = _start(path)
     if start.startswith(sqlite_files.MAGIC):
         connection = stack.enter_context(sqlite_files.reading(path, WHAT, patience))
         sqlite_files.require_table(connection, path, TABLE, WHAT, COLUMNS)

@@ -39,11 +39,12 @@ def opened(path: str, table: str | None, limit: int, patience: float) -> Iterato
 
 def _tables(file: PlainFile, path: str, wanted: str | None, notes: list[str]) -> Iterator[Item]:
     text = JsonWindow(file.stream)
+    is_new = file.size == 0  # TinyDB makes such a file, and writes to it when there is something to write
     has_met = False
     try:
-        if not text.accept("{"):
+        if not is_new and not text.accept("{"):
             raise NotAStorageFileError(f"{path}: no JSON object of tables, as TinyDB makes")
-        is_last = text.accept("}")
+        is_last = is_new or text.accept("}")
         while not is_last:
             name = _name(text)
             is_wanted = wanted is None or name == wanted
