@@ -238,20 +238,26 @@ for count in (8, 3):  # the program's settings have changed, and what it had sto
 """
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shards")
+    run(SHARDS, directory)
+    return directory
+
+
 @pytest.mark.parametrize("existing", ["refuse", "skip", "overwrite"])
-def test_of_a_key_in_two_shards_of_diskcache_one_is_told(source: Path, existing: Existing) -> None:
-    run(SHARDS, source)
+def test_of_a_key_in_two_shards_of_diskcache_one_is_told(shards: Path, existing: Existing) -> None:
     for name in ("twins", "json"):
         with open_storage("memory:") as store:
             for is_dry in (True, False):
-                report = take(store, "diskcache", source / name, existing=existing, dry_run=is_dry)
+                report = take(store, "diskcache", shards / name, existing=existing, dry_run=is_dry)
                 assert (report.written, report.replaced, report.skipped) == (20, 0, 0)
                 told = reasons(report)
                 assert sorted(told) == sorted(map(str, range(20)))
                 assert all("the same number as a text" in reason for reason in told.values())
             assert values(store) == {str(number): f"text {number}" for number in range(20)}
     with open_storage("memory:") as store:
-        report = take(store, "diskcache", source / "moved", existing=existing)
+        report = take(store, "diskcache", shards / "moved", existing=existing)
         assert adds_up(report)
         assert (report.written, report.replaced, report.skipped) == (40, 0, 0)
         told = reasons(report)
