@@ -41,6 +41,7 @@ _PERHAPS_NOT_FINITE: Final = re.compile(rb"g.{6}[\xf0-\xff][\x7f\xff]", re.DOTAL
 _LONG_INTEGER: Final = re.compile(r"\d{19}")
 _PLAIN_SEGMENT: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
 _SHOWN_KEY_LENGTH: Final = 80
+_SHOWN_SEGMENTS: Final = 20
 
 _HINTS: Final[dict[str, str]] = {
     "datetime": "convert it with .isoformat() or to milliseconds",
@@ -124,7 +125,13 @@ def check(value: object, what: str = "$") -> None:
     problem = _problem(value, 0)
     if problem is not None:
         segments, reason = problem
-        raise InvalidValueError(f"{what}{show_path(reversed(segments))}: {reason}")
+        segments.reverse()
+        if len(segments) >= MAX_DEPTH:
+            repeated = _repeated(value, segments)
+            if repeated is not None:
+                segments, reason = repeated
+        shown = show_path(segments[:_SHOWN_SEGMENTS]) + ("…" if len(segments) > _SHOWN_SEGMENTS else "")
+        raise InvalidValueError(f"{what}{shown}: {reason}")
 
 
 def problem_of_text(text: object, *, is_object: bool = False) -> str | None:
@@ -198,6 +205,17 @@ def _problem(value: object, depth: int) -> tuple[list[str | int], str] | None:
     if type(value) is list or type(value) is tuple:
         return _problem_in_list(value, depth)
     return [], f"{type(value).__name__} is not JSON: {_hint(value)}"
+
+
+def _repeated(value: Any, segments: list[str | int]) -> tuple[list[str | int], str] | None:
+    """The first place on a path that leads back to where it came from."""
+    seen = {id(value)}
+    for count, segment in enumerate(segments, 1):
+        value = value[segment]
+        if id(value) in seen and isinstance(value, dict | list | tuple):
+            return segments[:count], f"a {type(value).__name__} that holds itself has no end, and JSON cannot say so"
+        seen.add(id(value))
+    return None
 
 
 def _problem_in_dict(value: dict[object, object], depth: int) -> tuple[list[str | int], str] | None:

@@ -46,7 +46,7 @@ from mycelia_storage.lockstep import (
     walk,
 )
 from mycelia_storage.retries import Retries
-from mycelia_storage.storage import Storage
+from mycelia_storage.storage import Storage, check_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -147,8 +147,7 @@ class _Copy:
         reads_back: bool,
     ) -> None:
         for name, store in (("source", source), ("target", target)):
-            if not isinstance(store, Storage):
-                raise InvalidValueError(f"{name}: a Storage is needed, not {type(store).__name__}")
+            check_store(name, store)
         check_progress(progress)
         refuse_same(source, target)
         self._chosen = _chosen(namespaces)

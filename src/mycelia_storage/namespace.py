@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from inspect import iscoroutine
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -257,7 +258,8 @@ class Namespace(Generic[T]):
             taken = self._take_in(value, key)
             self._refuse_to_lose(value, taken, key)
             changed: object = function(taken)
-            return None if changed is None else self._give_out(changed)
+            # What is no value at all is for the verb to refuse.
+            return changed if changed is None or iscoroutine(changed) else self._give_out(changed)
 
         start = MISSING if default is MISSING else self._give_out(default)
         new = self._verbs.modify(

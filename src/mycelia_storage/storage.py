@@ -10,7 +10,7 @@ import copy
 import time
 from collections import deque
 from inspect import iscoroutine, isgenerator
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
 from mycelia_storage.arguments import check_function, check_progress, check_whole
 from mycelia_storage.checking import Findings
@@ -102,6 +102,9 @@ class Storage(Verbs):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a store is neither pickled nor copied: each process opens its own, with open_storage(target)")
 
     def __repr__(self) -> str:
         state = "closed" if self._home.is_closed else "open"
@@ -393,3 +396,11 @@ class Storage(Verbs):
             snapshot.rollback()
 
         return rows, end, now
+
+
+def check_store(name: str, store: object) -> None:
+    """A store, of those that are not awaited."""
+    if not isinstance(store, Storage):
+        kind = type(store).__name__
+        hint = ": give its .sync" if kind == "AsyncStorage" else ", such as open_storage(target) gives"
+        raise InvalidValueError(f"{name}: a Storage is needed, not {kind}{hint}")

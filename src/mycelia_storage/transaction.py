@@ -132,9 +132,10 @@ class Home:
         thread, task = calling()
         # Without a task the whole thread is inside: an event loop that it runs, too.
         if (thread, task) in self.inside or (thread, None) in self.inside:
+            who, block = ("thread", "with") if (thread, None) in self.inside else ("task", "async with")
             raise TransactionError(
-                "this thread is inside a write transaction of this store, where the store itself would wait for it or "
-                "read what is old: use the transaction (tx) that the with block gave"
+                f"this {who} is inside a write transaction of this store, where the store itself would wait for it or "
+                f"read what is old: use the transaction (tx) that the {block} block gave"
             )
         if waiting and any(other is thread for other, _ in self.inside.copy()):
             raise TransactionError(

@@ -15,6 +15,7 @@ Arguments that mean the same everywhere:
 
 from __future__ import annotations
 
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mycelia_storage.arguments import (
@@ -196,6 +197,12 @@ class Verbs(Finding):
             value = function(decode(text or start or "", namespace, key))
             if value is None:
                 raise InvalidValueError(f"the function given to modify({key!r}) returned None: return the new value")
+            if iscoroutine(value):
+                value.close()
+                raise InvalidValueError(
+                    f"the function given to modify({key!r}) is an async one, which has not run: it has to be a plain "
+                    "function, of an AsyncStorage too (run_transaction takes async ones there)"
+                )
             return encode(value, self._max_value_bytes)
 
         return self._change(namespace, key, change, lasting, expected, durable, alone=True)

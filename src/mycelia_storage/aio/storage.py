@@ -10,7 +10,7 @@ import functools
 import weakref
 from contextvars import copy_context
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from mycelia_storage.aio.at_once import AtOnce
 from mycelia_storage.aio.jobs import Read, Task
@@ -53,12 +53,28 @@ def open_async_storage(
     return Opening(functools.partial(open_storage, target, **options))
 
 
+_FORMS: Final = "write 'async with open_async_storage(…) as store:' or 'store = await open_async_storage(…)'"
+
+
 class Opening:
     """A store that is about to be opened: await it, or enter it."""
 
     def __init__(self, open_it: Callable[[], Storage]) -> None:
         self._open = open_it
+        self._is_used = False
         self._store: AsyncStorage | None = None
+
+    if not TYPE_CHECKING:  # to a type checker there is nothing of these
+
+        def __getattr__(self, name: str) -> NoReturn:
+            message = f"nothing is open yet, so there is no {name!r}: {_FORMS}"
+            raise AttributeError(message, name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"a plain with block cannot open a store for asyncio: {_FORMS}")
+
+        def __exit__(self, *_: object) -> None:
+            """Not reached; without it `with` would not look at `__enter__`."""
 
     def __await__(self) -> Generator[Any, None, AsyncStorage]:
         return self._opened().__await__()
@@ -74,6 +90,10 @@ class Opening:
             await self._store.__aexit__(kind, error, traceback)
 
     async def _opened(self) -> AsyncStorage:
+        if self._is_used:
+            # As with a coroutine. It would be a second store, beside the one that the caller has.
+            raise RuntimeError(f"what open_async_storage gives opens one store, once: keep the store; {_FORMS}")
+        self._is_used = True
         return AsyncStorage(await run_in_thread(self._open, Storage.close))
 
 

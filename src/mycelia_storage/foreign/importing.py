@@ -26,6 +26,7 @@ from mycelia_storage.foreign import diskcache, shelve, sqlitedict, tinydb
 from mycelia_storage.foreign.found import Found, Refused
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_key, check_namespace
 from mycelia_storage.options import file_path
+from mycelia_storage.storage import check_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +87,7 @@ def import_from(
     StorageCorruptError for a damaged one, StorageBusyError for one that is being written to, StorageIOError. What was
     written until then stays, and a second import goes on from there.
     """
+    check_store("store", store)
     check_one_of("kind", kind, KINDS)
     check_one_of("existing", existing, EXISTING)
     check_one_of("on_error", on_error, ("stop", "skip"))
