@@ -406,6 +406,18 @@ def test_a_slow_query_is_told_of_that_was_quick_at_first_and_by_every_verb(
         assert all(f"create_index('{name}')" in line for name, line in zip(asks, told, strict=True))
 
 
+def test_a_warning_says_whose_it_is_and_nothing_of_a_filter_that_is_not_there(
+    store: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stands on standard error in a script that configures no logging."""
+    caplog.set_level(logging.WARNING, logger="mycelia_storage")
+    store.query(sort="-a", limit=1)
+    store.query(field("b") == 1, sort="a", limit=1)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("mycelia-storage: a query (sorted by -a) visits all ")
+    assert second.startswith("mycelia-storage: a query (b eq, sorted by a) visits all")
+
+
 def ask_in_transaction(store: Storage) -> None:
     with store.transaction() as tx:
         tx.query(field("f") == 1)

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 import re
+import tomllib
 import typing
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from mycelia_storage import (
     errors,
     open_storage,
 )
+from mycelia_storage.cli.app import options as cli_options
 from mycelia_storage.engines.sqlite.failures import to_storage_error
 
 ROOT = Path(mycelia_storage.__file__).parent
@@ -268,3 +270,9 @@ def test_a_repr_shows_no_values(tmp_path: Path, target: str) -> None:
     assert "closed" in repr(store)
     values: list[Any] = [store]
     assert all(isinstance(value, Storage) for value in values)
+
+
+def test_who_first_looks_is_told_of_all_three_engines() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for text in (project["description"], mycelia_storage.__doc__, cli_options.__doc__):
+        assert all(engine in (text or "") for engine in ("SQLite", "PostgreSQL", "in memory")), text

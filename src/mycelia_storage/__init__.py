@@ -1,6 +1,6 @@
 """JSON documents under a namespace and a key, with metadata, transactions, expiry and versions.
 
-One contract on SQLite and in memory: `open_storage` is where to begin.
+One contract on SQLite, on PostgreSQL and in memory: `open_storage` is where to begin.
 """
 
 from mycelia_storage.aio import AsyncNamespace, AsyncScan, AsyncStorage, AsyncTransaction, open_async_storage

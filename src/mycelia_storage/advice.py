@@ -68,14 +68,17 @@ class Advisor:
         plan = make_plan(rows, namespace, wanted, now)
         if plan.advice is not None:
             self._runs[shape] = None
-            message = "a query (%s) visits all %s entries of namespace %r; %s would help"
-            LOG.warning(message, shape[1], f"{plan.entries:,}", namespace, plan.advice)
+            message = "mycelia-storage: a query%s visits all %s entries of namespace %r; %s would help"
+            told = f" ({shape[1]})" if shape[1] else ""
+            LOG.warning(message, told, f"{plan.entries:,}", namespace, plan.advice)
 
 
 def shape_of(namespace: str, wanted: StorageQuery) -> tuple[str, str]:
     """What queries have in common that differ in their operands alone, without any of these."""
-    sort = f", sorted by {', '.join(map(str, wanted.sort))}" if wanted.sort else ""
-    return namespace, f"{_shape(wanted.filter)}{sort}"
+    parts = [_shape(wanted.filter)]
+    if wanted.sort:
+        parts.append(f"sorted by {', '.join(map(str, wanted.sort))}")
+    return namespace, ", ".join(filter(None, parts))
 
 
 def _shape(given: Filter) -> str:
@@ -83,7 +86,7 @@ def _shape(given: Filter) -> str:
         return f"{given.path} {given.operator}"
     if isinstance(given, Not):
         return f"not {_shape(given.filter)}"
-    if isinstance(given, And | Or):
+    if isinstance(given, And | Or) and given.filters:
         return f"({f' {given.word} '.join(map(_shape, given.filters))})"
     return ""
 

@@ -70,7 +70,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """JSON documents under a namespace and a key, in a SQLite file.
+    """JSON documents under a namespace and a key, in a SQLite file, on a PostgreSQL server or in memory.
 
     Output is JSON in a pipe and readable on a terminal; an error is one line on standard error.
     """

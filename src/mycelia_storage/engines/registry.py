@@ -52,8 +52,8 @@ def _open_postgres(options: Options) -> Engine:
         package = importlib.import_module("mycelia_storage.engines.postgres")
     except ImportError as error:
         raise ConfigError(
-            "target: PostgreSQL needs the driver psycopg with its pool: pip install 'mycelia-storage[postgres]' "
-            f"({error})"
+            "target: PostgreSQL needs the driver psycopg with its pool: install this library with its extra, "
+            f"pip install '.[postgres]' where its sources are, or pip install 'psycopg[binary,pool]' ({error})"
         ) from error
     engine: Engine = package.PostgresEngine(options)
     return engine
