@@ -431,6 +431,53 @@ def test_catching_up_goes_on_where_it_was_killed_while_unique_values_were_exchan
     assert steps > 4
 
 
+def test_what_has_expired_by_the_clock_of_the_source_is_in_nobodys_way(pair: tuple[Storage, Storage]) -> None:
+    source, target = pair
+    advance(target, -10)
+    source.create_index("seat", unique=True, name="seat")
+    source.set("stays", 1)
+    source.set("hold 1", {"seat": 7}, ttl=5)
+    copy(source, target)
+    advance(source, 6)
+    source.set("hold 2", {"seat": 7})
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
+def test_a_copy_of_which_everything_has_expired_by_the_clock_of_the_source_is_gone_on_with(
+    pair: tuple[Storage, Storage],
+) -> None:
+    source, target = pair
+    advance(target, -10)
+    source.set("hold 1", 1, ttl=5)
+    copy(source, target)
+    advance(source, 6)
+    source.set("hold 2", 2)
+    assert copy(source, target).entries == 1
+    target.set("mine", 1, ttl=1)
+    advance(source, 10)
+    source.set("hold 3", 3)
+    target.delete("hold 2")
+    with pytest.raises(CopyTargetError, match="'mine' in namespace 'default' was written to the target itself"):
+        copy(source, target)
+    assert target.get("mine") == 1
+
+
+def test_a_unique_index_is_made_without_what_has_expired_by_the_clock_of_the_source(
+    pair: tuple[Storage, Storage],
+) -> None:
+    source, target = pair
+    advance(target, -10)
+    source.set("stays", 1)
+    source.set("hold 1", {"seat": 7}, ttl=5)
+    copy(source, target)
+    advance(source, 6)
+    source.set("hold 2", {"seat": 7})
+    source.create_index("seat", unique=True)
+    catch_up(source, target)
+    assert contents(target) == contents(source)
+
+
 def test_entries_that_exchanged_unique_values_are_caught_up(pair: tuple[Storage, Storage], small_steps: None) -> None:
     source, target = pair
     fill(source)
@@ -580,6 +627,26 @@ def test_a_copy_whose_versions_were_given_anew_is_refused(stores: tuple[Storage,
     target.migrate(to=1)
     target.migrate()
     refused(source, target)
+
+
+def test_a_copy_that_is_restored_just_before_it_is_brought_up_to_date_is_refused(
+    opened: Callable[..., Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, source, target = opened("sqlite"), opened("sqlite"), opened("sqlite")
+    other.set("order", "paid")
+    other.backup(tmp_path / "backup.db")
+    fill(source)
+    copy(source, target)
+    adopt = moving._Copy.adopt
+
+    def restore_before(running: Any) -> None:
+        target.restore(tmp_path / "backup.db")  # where versions are smaller than those that were copied
+        adopt(running)
+
+    monkeypatch.setattr(moving._Copy, "adopt", restore_before)
+    with pytest.raises(CopyTargetError, match="restored"):
+        catch_up(source, target)
+    assert target.get("order") == "paid"
 
 
 def test_a_salvaged_copy_is_not_overwritten(stores: tuple[Storage, Storage], tmp_path: Path) -> None:

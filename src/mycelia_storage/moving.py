@@ -191,7 +191,11 @@ class _Copy:
         return self._target._reading()
 
     def _change(self, step: Callable[[Primitives, int], R], *, durable: bool = False) -> R:
-        """A transaction on the target. What it removes by itself, since it has expired, may come between."""
+        """A transaction on the target. What it removes by itself, since it has expired, may come between.
+
+        The step gets the time there. What had expired by the later of both clocks was not compared, and may not stand
+        against what is: where it gives way to a unique index, that time counts.
+        """
         retries = Retries(_ATTEMPTS, _DEADLINE)
         while True:
             try:
@@ -214,8 +218,9 @@ class _Copy:
         self._kept = lineage_of(there)
         self._is_empty = not sums.entries
         self._holds_expired = self._is_empty and sums.greatest > 0
-        # Nothing with a greater version in it came from the source; an empty one has nothing.
-        self._floor = 0 if self._is_empty else self._kept.floor or 0
+        # Nothing with a greater version in it came from the source.
+        is_copy = self._kept.is_of(self._origin, self._born.created_at)
+        self._floor = self._kept.floor or 0 if is_copy else 0
         held = f"the target holds {sums.entries:,} entries"
         if needs_copy and self._is_empty and self._sums.entries:
             raise CopyTargetError("the target is empty: copy() first")
@@ -371,7 +376,7 @@ class _Copy:
             if gone:
                 target.delete(namespace, gone, now)
             if rows:
-                target.place(namespace, rows, now)
+                target.place(namespace, rows, max(now, self._now))
             return len(rows) - were_there
 
         try:
@@ -403,7 +408,7 @@ class _Copy:
         def step(target: Primitives, now: int) -> None:
             self._keep(target, namespace, gone)
             target.delete(namespace, gone, now)
-            target.place(namespace, rows, now)
+            target.place(namespace, rows, max(now, self._now))
 
         while True:
             try:
@@ -479,7 +484,7 @@ class _Copy:
 
             def step(target: Primitives, now: int, index: IndexRow = index) -> None:
                 target.drop_index(index.name)
-                target.create_index(index, now)
+                target.create_index(index, max(now, self._now))
 
             self._change(step)
         if missing:
