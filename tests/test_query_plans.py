@@ -411,6 +411,7 @@ def test_a_warning_says_whose_it_is_and_nothing_of_a_filter_that_is_not_there(
 ) -> None:
     """It stands on standard error in a script that configures no logging."""
     caplog.set_level(logging.WARNING, logger="mycelia_storage")
+    store.set_many({f"{number:05}": {"a": number} for number in range(10_000)})
     store.query(sort="-a", limit=1)
     store.query(field("b") == 1, sort="a", limit=1)
     first, second = (record.getMessage() for record in caplog.records)
