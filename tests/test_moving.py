@@ -919,6 +919,27 @@ def test_what_arrived_otherwise_is_named(
     assert repr(named) in str(error.value)
 
 
+def test_what_expires_while_it_is_caught_up_is_not_missed(
+    pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    fill(source)
+    copy(source, target)
+    advance(source, 1)
+    source.set_many([Put("session", 1, ttl=5), Put("key 001", "newer")])
+    read_back = moving._Copy._read_back
+
+    def expire(running: Any, *args: Any) -> None:
+        advance(target, 10)
+        target.optimize()  # as the thread does that removes what has expired
+        read_back(running, *args)
+
+    monkeypatch.setattr(moving._Copy, "_read_back", expire)
+    assert catch_up(source, target).written == 2
+    assert not target.has("session")
+    assert target.get("key 001") == "newer"
+
+
 @pytest.mark.parametrize("fault", ["skipped", "damaged"])
 def test_what_was_caught_up_is_read_back(
     pair: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, fault: str

@@ -393,7 +393,16 @@ class _Copy:
     def _read_back(self, namespace: str, rows: Sequence[Row]) -> None:
         back = {row.key: row for row in self._there().rows(namespace, [row.key for row in rows])}
         found = Found()
-        found.add(namespace, [row.key for row in rows if back.get(row.key) != row])
+        # What has expired meanwhile may be removed by now.
+        now_ms = max(self._now, self._source._now(), self._target._now()) // 1000
+        found.add(
+            namespace,
+            [
+                row.key
+                for row in rows
+                if back.get(row.key) != row and (row.key in back or row.expires_at is None or row.expires_at > now_ms)
+            ],
+        )
         found.raise_if_any()
         self._verified += len(rows)
 
