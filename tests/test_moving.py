@@ -784,6 +784,44 @@ def test_indexes_of_the_target_itself_stay(stores: tuple[Storage, Storage]) -> N
     assert [index.name for index in target.list_indexes()] == ["mine"]
 
 
+@pytest.mark.parametrize("bring", [catch_up, copy])
+@pytest.mark.parametrize("how", ["dropped", "made a plain one"])
+def test_a_unique_index_that_the_source_gave_up_is_in_nobodys_way(
+    pair: tuple[Storage, Storage], bring: Callable[..., Any], how: str
+) -> None:
+    source, target = pair
+    source.create_index("mail", unique=True, name="mail")
+    source.create_index("number", name="stays")
+    source.set("1", {"mail": "x"})
+    target.create_index("number", name="mine")
+    target.create_index("number", name="stays")
+    copy(source, target)
+    source.drop_index("mail")
+    source.drop_index("stays")  # which the target had before
+    if how == "made a plain one":
+        source.create_index("mail", name="mail")
+    advance(source, 1)
+    source.set("2", {"mail": "x"})
+    bring(source, target)
+    assert contents(target)["rows"] == contents(source)["rows"]
+    kept = ["mail", "mine", "stays"] if how == "made a plain one" else ["mine", "stays"]
+    assert [index.name for index in target.list_indexes()] == kept
+    assert not any(index.unique for index in target.list_indexes())
+
+
+def test_an_index_of_a_namespace_that_was_not_chosen_stays(stores: tuple[Storage, Storage]) -> None:
+    source, target = stores
+    source.set_many({"a": 1}, namespace="one")
+    source.set_many({"b": 2}, namespace="other")
+    source.create_index("number", namespace="other")
+    copy(source, target)
+    catch_up(source, target, namespaces=["one"])
+    assert target.list_indexes() == source.list_indexes()
+    source.drop_index(source.list_indexes()[0].name)
+    catch_up(source, target)
+    assert target.list_indexes() == []
+
+
 def test_a_unique_index_of_the_target_itself_refuses_and_loses_nothing(pair: tuple[Storage, Storage]) -> None:
     source, target = pair
     source.set_many({"a": {"n": 1}, "b": {"n": 1}})

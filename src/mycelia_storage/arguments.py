@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 import math
 import threading
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias, cast
 
 from mycelia_storage.errors import InvalidValueError
+from mycelia_storage.keys import check_namespace
 
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _MAX_TTL_SECONDS: Final = 7_000 * 365 * 86_400
@@ -134,3 +136,22 @@ def check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     """One of some words."""
     if not isinstance(value, str) or value not in known:
         raise InvalidValueError(f"{name}: {shown(value)} is none of {', '.join(map(repr, known))}")
+
+
+def check_chosen(namespaces: object) -> list[str] | None:
+    """The names of some namespaces, each once and in order; None means all. Raises InvalidValueError."""
+    if namespaces is None:
+        return None
+    if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
+        raise InvalidValueError("namespaces: several names are needed, in a list for instance")
+    names = sorted({check_namespace(name) for name in namespaces})
+    if not names:
+        raise InvalidValueError("namespaces: none is named; None means all of them")
+    return names
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False, and nothing that looks like it. Raises InvalidValueError."""
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{name}: {type(value).__name__} is neither True nor False")
+    return value

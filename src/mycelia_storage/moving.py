@@ -12,12 +12,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from mycelia_storage.arguments import check_progress
+from mycelia_storage.arguments import check_chosen, check_flag, check_progress
 from mycelia_storage.engines.engine import NamespaceRow
 from mycelia_storage.entries import CopyProgress, CopyReport
 from mycelia_storage.errors import (
@@ -28,7 +27,7 @@ from mycelia_storage.errors import (
     TransactionConflictError,
     UniqueIndexError,
 )
-from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
+from mycelia_storage.keys import DEFAULT_NAMESPACE
 from mycelia_storage.lineage import Lineage, lineage_of, named, new_id, refuse_other, refuse_same, written_meanwhile
 from mycelia_storage.lockstep import (
     EVERYTHING,
@@ -49,7 +48,7 @@ from mycelia_storage.retries import Retries
 from mycelia_storage.storage import Storage, check_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mycelia_storage.engines.engine import IndexRow, Newer, Outline, Primitives, Row, Tally
     from mycelia_storage.entries import CopyStep
@@ -88,7 +87,7 @@ def copy(
     end; ConfigError where both are the same store; NamespaceNotFoundError; and what the target raises for an entry that
     it cannot hold.
     """
-    verify, resume = _flag("verify", verify), _flag("resume", resume)
+    verify, resume = check_flag("verify", verify), check_flag("resume", resume)
     with _Copy(source, target, namespaces, progress, reads_back=False) as running:
         running.look(resume=resume, needs_copy=False)
         running.adopt()
@@ -150,7 +149,7 @@ class _Copy:
             check_store(name, store)
         check_progress(progress)
         refuse_same(source, target)
-        self._chosen = _chosen(namespaces)
+        self._chosen = check_chosen(namespaces)
         self._progress = progress
         self._source, self._target = source, target
         self._started = time.perf_counter()
@@ -243,7 +242,8 @@ class _Copy:
         metadata = self._born.metadata if is_chosen or mine is None else mine.metadata
         self._default = NamespaceRow(DEFAULT_NAMESPACE, metadata, self._born.created_at or 0)
         seen = self._kept
-        self._kept = Lineage(seen.id or new_id(), self._origin.id, self._born.created_at, floor)
+        indexes, gone = self._copied_indexes(seen)
+        self._kept = Lineage(seen.id or new_id(), self._origin.id, self._born.created_at, floor, indexes)
         if seen == self._kept and mine == self._default:
             return
 
@@ -258,9 +258,23 @@ class _Copy:
             rows.raise_floor(floor)
             rows.place_namespace(self._default)
             rows.place_namespace(self._kept.row())
+            for name in gone:
+                rows.drop_index(name)
 
         self._change(step)
         self._floor = floor
+
+    def _copied_indexes(self, seen: Lineage) -> tuple[tuple[str, ...], list[str]]:
+        """Names of the indexes that are the copy's and not the target's own; and of those that the source lost."""
+        came = seen.indexes if seen.is_of(self._origin, self._born.created_at) else ()
+        in_source, in_target = ({index.name for index in rows.indexes()} for rows in (self._rows(), self._there()))
+        new = {index.name for index in self._wanted_indexes()} - in_target
+        return tuple(sorted(new | in_source.intersection(came))), [name for name in came if name not in in_source]
+
+    def _wanted_indexes(self) -> list[IndexRow]:
+        """Those of the source that are copied."""
+        names = {namespace.name for namespace in self._namespaces}
+        return [index for index in self._rows().indexes() if index.namespace is None or index.namespace in names]
 
     def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> int:
         """How many of these are there, inside a transaction that would replace or remove them.
@@ -424,9 +438,8 @@ class _Copy:
                 self._change(step)
             except UniqueIndexError as error:
                 name = error.index
-                wanted = {index.name: _definition(index) for index in self._rows().indexes()}
-                there = {index.name: _definition(index) for index in self._there().indexes()}
-                if name not in there or wanted.get(name) != there[name]:
+                # Whatever it is there, and in the source by now: it is made in the end as the source has it.
+                if name not in {index.name for index in self._wanted_indexes()}:
                     raise
                 self._change(lambda target, _, name=name: target.drop_index(name))  # type: ignore[misc]
             else:
@@ -482,10 +495,7 @@ class _Copy:
 
     def _make_indexes(self) -> None:
         """Those of the source that are not there. After the entries, since each index would cost every write."""
-        names = {namespace.name for namespace in self._namespaces}
-        self._indexes = [
-            index for index in self._rows().indexes() if index.namespace is None or index.namespace in names
-        ]
+        self._indexes = self._wanted_indexes()
         there = {index.name: index for index in self._there().indexes()}
         missing = [index for index in self._indexes if _definition(index) != _definition(there.get(index.name))]
         for done, index in enumerate(missing):
@@ -570,20 +580,3 @@ def _same_sums(ours: Tally, theirs: Tally) -> bool:
 
 def _definition(index: IndexRow | None) -> tuple[object, ...] | None:
     return None if index is None else (index.namespace, index.fields, index.is_unique)
-
-
-def _chosen(namespaces: object) -> list[str] | None:
-    if namespaces is None:
-        return None
-    if isinstance(namespaces, str) or not isinstance(namespaces, Iterable):
-        raise InvalidValueError("namespaces: several names are needed, in a list for instance")
-    names = sorted({check_namespace(name) for name in namespaces})
-    if not names:
-        raise InvalidValueError("namespaces: none is named; None means all of them")
-    return names
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidValueError(f"{name}: {type(value).__name__} is neither True nor False")
-    return value
