@@ -55,7 +55,7 @@ def test_a_target_that_is_somebodys_is_wrong_use(shell: Shell) -> None:
         (("a.db", "memory:"), "in memory"),
         (("memory:", "c.db"), "in memory"),
         (("--catch-up", "--no-verify", "a.db", "c.db"), "--no-verify"),
-        (("--catch-up", "a.db", "c.db"), "copy() first"),
+        (("--catch-up", "a.db", "c.db"), "without --catch-up"),
         (("a.db",), "TARGET"),
     ):
         done = shell("copy", *arguments)

@@ -17,7 +17,7 @@ import orjson
 import pytest
 
 from mycelia_storage import StorageError, StorageIOError, StorageReadOnlyError, open_storage, rekey, salvage
-from mycelia_storage.cli import main
+from mycelia_storage.cli import main, mounts, output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,3 +261,54 @@ def test_which_permission_is_missing_is_said(path: Path, as_user: Callable[..., 
             as_user(lambda: open_storage(path))
     finally:
         path.parent.chmod(0o700)
+
+
+# ---- messages that help at a shell
+
+
+def test_a_shell_is_told_of_verbs_and_options_and_not_of_arguments(
+    path: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    with open_storage(path) as store:
+        store.set_many({f"key {number}": "x" * 1000 for number in range(100)})
+    other = tmp_path / "other.db"
+    other.write_bytes(b"")
+    for verb, word in (
+        (("backup", str(other)), "--overwrite replaces it"),
+        (("salvage", str(other)), "name a new file"),
+        (("copy", str(path), str(tmp_path / "copy.db"), "--catch-up"), "without --catch-up"),
+    ):
+        done = run(*verb)
+        assert (verb, done.code) == (verb, 2)
+        assert word in done.err
+        assert "overwrite=" not in done.err
+        assert "copy()" not in done.err
+    assert other.read_bytes() == b""
+    assert run("backup", str(other), "--overwrite").code == 0
+    with open(path, "r+b") as file:
+        file.truncate(5 * 4096)
+    for damaged in (("status",), ("count",), ("check",), ("get", "key 1"), ("backup", str(other), "--overwrite")):
+        done = run(*damaged)
+        assert (damaged, done.code) == (damaged, 3)
+        assert "`salvage`" in done.err
+        assert "`restore`" in done.err
+
+
+def test_doctor_does_not_call_sound_what_it_has_not_read(
+    path: Path, tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage in five pages: only a check finds it."""
+    with open_storage(path) as store:
+        store.set_many({f"key {number}": "x" * 1000 for number in range(100)})
+    with open(path, "r+b") as file:
+        for page in range(10, 15):
+            file.seek(page * 4096)
+            file.write(b"garbage!" * 512)
+    done = run("doctor")
+    assert "check" in done.json["pages"]
+    assert run("check").code == 3
+    plain = tmp_path / "mountinfo"
+    plain.write_text("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    monkeypatch.setattr(mounts, "MOUNTS", str(plain))
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    assert b"nothing odd was found about the file and around it; its pages were not read: `check`" in run("doctor").out

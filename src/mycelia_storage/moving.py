@@ -222,7 +222,7 @@ class _Copy:
         self._floor = self._kept.floor or 0 if is_copy else 0
         held = f"the target holds {sums.entries:,} entries"
         if needs_copy and self._is_empty and self._sums.entries:
-            raise CopyTargetError("the target is empty: copy() first")
+            raise CopyTargetError("the target is empty, and no copy yet: a copy comes first")
         if self._is_empty:
             return 0
         if not resume:

@@ -313,7 +313,7 @@ def run(arguments: Sequence[str]) -> int:
         output.report(str(error))
         return error.exit_code
     except StorageError as error:
-        output.report(str(error))
+        output.report(failures.message_of(error))
         return failures.exit_code_of(error)
     except typer.TyperException as error:
         message = error.format_message()

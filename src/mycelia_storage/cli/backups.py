@@ -24,6 +24,8 @@ def backup(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PATH if it is there.")] = False,
 ) -> None:
     """Write the whole store to PATH, checked, while others use it."""
+    if not overwrite and os.path.lexists(path):
+        raise UsageError(f"{path} is there already: --overwrite replaces it")
     started = time.monotonic()
     with open_to_read(context) as store, copying_bar() as progress:
         store.backup(path, overwrite=overwrite, progress=progress)

@@ -50,6 +50,7 @@ _LITTLE_ROOM: Final = 100 * 1024 * 1024
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{8}(\.rekey)?\.partial(-journal|-wal|-shm)?")
 _HOUR_SECONDS: Final = 3600
 _WAL_MODE: Final = 2
+_UNREAD: Final = "not read: `check` reads them all"
 
 
 class Finding(NamedTuple):
@@ -73,7 +74,7 @@ def doctor(context: typer.Context) -> None:
     lines = [f"{finding.level}: {finding.what}: {finding.advice}" for finding in findings]
     if output.is_terminal():
         output.show_fields(facts)
-    output.show_problems(answer, lines or ["nothing odd was found"])
+    output.show_problems(answer, lines or [_nothing(facts)])
     problems = sum(finding.level == "problem" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     if problems:
@@ -156,6 +157,7 @@ class _Examination:
         if os.access(self._path, os.R_OK):
             facts |= self._header()
             facts |= self._schema()
+        facts["pages"] = _UNREAD
         return facts
 
     # ---- around it
@@ -334,6 +336,11 @@ class _Examination:
 
     def _without_path(self, error: Exception) -> str:
         return str(error).removeprefix(f"{self._path}: ")
+
+
+def _nothing(facts: dict[str, object]) -> str:
+    sentence = "nothing odd was found"
+    return f"{sentence} about the file and around it; its pages were {facts['pages']}" if "pages" in facts else sentence
 
 
 def _size(path: str) -> int | None:

@@ -18,6 +18,7 @@ from mycelia_storage.errors import (
     InvalidValueError,
     KeyNotFoundError,
     NamespaceNotFoundError,
+    StorageCorruptError,
     StorageError,
     UniqueIndexError,
 )
@@ -62,6 +63,13 @@ class UsageError(CommandError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, WRONG_USE)
+
+
+def message_of(error: StorageError) -> str:
+    """What a storage error says, with the verbs that help. (Its own words are for programs too, and name none.)"""
+    if isinstance(error, StorageCorruptError):
+        return f"{error}: keep the file, `restore` a backup into a new one, or `salvage` what can be read"
+    return str(error)
 
 
 def exit_code_of(error: StorageError) -> int:

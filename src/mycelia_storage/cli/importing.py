@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
-from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of
+from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of, message_of
 from mycelia_storage.cli.opening import open_target, options_from_environment
 from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
@@ -112,7 +112,7 @@ def run_import(options: ImportOptions) -> Outcome:
                 outcome.failed += 1
                 outcome.stopped = f"{run.place(stop.problem.number)}: {stop.problem.reason} (stopped: {kept})"
             except StorageError as error:
-                raise CommandError(f"{error} ({_stored(outcome)})", exit_code_of(error)) from error
+                raise CommandError(f"{message_of(error)} ({_stored(outcome)})", exit_code_of(error)) from error
             except CommandError as error:
                 if not outcome.loaded:
                     raise

@@ -14,7 +14,7 @@ import typer
 
 from mycelia_storage import ImportReport, import_from, open_storage
 from mycelia_storage.cli import output
-from mycelia_storage.cli.failures import INTERRUPTED, CommandError, InputError, exit_code_of
+from mycelia_storage.cli.failures import INTERRUPTED, CommandError, InputError, exit_code_of, message_of
 from mycelia_storage.cli.opening import is_store_there, open_target, options_from_environment, target_of
 from mycelia_storage.cli.progress import entries_bar
 from mycelia_storage.errors import BatchError, StorageError
@@ -97,7 +97,7 @@ def _followed(
     except StorageError as error:
         if not last.written or is_dry:
             raise
-        raise CommandError(f"{error} ({_stored(last)})", exit_code_of(error)) from error
+        raise CommandError(f"{message_of(error)} ({_stored(last)})", exit_code_of(error)) from error
     except KeyboardInterrupt:
         raise CommandError(f"interrupted ({_stored(last)})", INTERRUPTED) from None
 

@@ -20,6 +20,7 @@ from mycelia_storage.cli.opening import (
     KEY_FILE,
     NEW_KEY,
     NEW_KEY_FILE,
+    is_store_there,
     open_target,
     read_key,
     refuse_password,
@@ -57,6 +58,9 @@ def copy(
         path = read_options(source, {}).path
         if path:
             require_store(path)
+        own = read_options(target, {}).path
+        if only_changes and own and not is_store_there(own):
+            raise UsageError(f"there is no store at {own}: `copy` without --catch-up makes it")
         to_read: StorageOptions = {"read_only": True, **_options("SOURCE", source, key)}
         to_write = _options("TARGET", target, key if new_key is None else new_key)
         here = stack.enter_context(open_target(source, to_read, create=False))

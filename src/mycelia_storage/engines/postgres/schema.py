@@ -113,7 +113,7 @@ def make_ready(connection: Connection, schema: str, where: str, now_ms: int, *, 
         if read_only:
             raise StorageReadOnlyError(f"{where}: there is no store, and read_only=True makes none")
         if not migrate:
-            raise SchemaVersionError(f"{where}: there is no store, and migrate=False makes none")
+            raise SchemaVersionError(f"{where}: there is no store yet, and opening it without migrating makes none")
         try:
             _create(connection, schema, now_ms)
         except psycopg.Error as error:

@@ -161,7 +161,7 @@ class SQLiteEngine:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             require_same(connection, self.path, place)
             if connection.readonly("main"):
-                message = f"{self.path}: the file could only be opened for reading: read_only=True does that"
+                message = f"{self.path}: the file could only be opened for reading"
                 raise StorageReadOnlyError(message) from why_not_written(self.path)
             if version == schema.NEWEST:
                 # That stood in the header. The -wal or a journal, which the connection has read by now, knows better.

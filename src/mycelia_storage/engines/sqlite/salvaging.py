@@ -126,6 +126,8 @@ def salvage(source: str, target: str, options: Options, teller: Teller) -> Salva
     """Write what can be read of one file into another, which is not there yet. The source is only read."""
     with failing_as(source):
         _require_files(source)
+    if os.path.lexists(target):
+        raise ConfigError(f"into: {target} is there already: name a new file")
     before = _state(source)
     with contextlib.ExitStack() as stack:
         with failing_as(source):
