@@ -312,3 +312,60 @@ def test_doctor_does_not_call_sound_what_it_has_not_read(
     monkeypatch.setattr(mounts, "MOUNTS", str(plain))
     monkeypatch.setattr(output, "is_terminal", lambda: True)
     assert b"nothing odd was found about the file and around it; its pages were not read: `check`" in run("doctor").out
+
+
+# ---- stores that nobody meant to make
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"),
+    [
+        (("set", "", "x"), 2),
+        (("set", "a", "x", "-n", ""), 2),
+        (("set", "a", "x", "--ttl", "-1"), 2),
+        (("set", "a", "[9223372036854775808]", "--json"), 2),
+        (("copy", "--catch-up", "{beside}/other.db", "{path}"), 2),
+        (("copy", "--namespaces", "nope", "{beside}/other.db", "{path}"), 1),
+        (("import", "{beside}/no json.jsonl"), 1),
+        (("import", "{beside}/no key.jsonl"), 1),
+        (("import", "{beside}/too large.jsonl"), 1),
+        (("import", "{beside}/no document.jsonl", "--key", "id"), 1),
+        (("import", "{beside}/other.jsonl", "-n", ""), 2),
+        (("restore", "{beside}/other.jsonl", "--yes"), 3),
+        (("restore", "{beside}", "--yes"), 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_command_that_fails_leaves_no_empty_store(
+    path: Path, tmp_path: Path, run: Callable[..., Result], verb: tuple[str, ...], code: int
+) -> None:
+    with open_storage(tmp_path / "other.db") as other:
+        other.set("a", 1)
+    for name, lines in {
+        "other": '{"a": 1}\n',
+        "no json": '{"id": "a"}\n{"id": \n',
+        "no key": '{"mycelia_storage_export":1,"exported_at":"2026-01-01T00:00:00.000Z","namespace":"x"}\n{"key":""}\n',
+        "too large": '{"a": 1}\n{"a": 9223372036854775808}\n',
+        "no document": '{"id": "a"}\n{"id": ""}\n',
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    done = run(*(word.format(beside=tmp_path, path=path) for word in verb))
+    assert (done.code, contents(path.parent)) == (code, {}), done.err
+
+
+def test_the_batches_before_a_bad_line_are_in_the_store_that_was_made_for_them(
+    path: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    """And of those items that were tried before it was made, each is loaded once."""
+    lines = [f'{{"id": "{number}", "n": {number}}}' for number in range(10)]
+    lines[7] = '{"id": ""}'
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    done = run("import", str(tmp_path / "lines.jsonl"), "--key", "id", "--batch-size", "3")
+    assert done.code == 1
+    assert "line 8" in done.err
+    assert (done.json["loaded"], done.json["replaced"]) == (6, 0)
+    assert run("count").json == 6
+    path.unlink()
+    done = run("import", str(tmp_path / "lines.jsonl"), "--batch-size", "4")
+    assert (done.code, done.json["loaded"], done.json["replaced"]) == (0, 10, 0)
+    assert run("get", "000000000010").json == {"id": "9", "n": 9}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
@@ -17,13 +18,21 @@ import msgspec
 import typer
 from typer.main import get_command
 
-from mycelia_storage import __version__
+from mycelia_storage import Storage, __version__, open_storage
 from mycelia_storage.cli import backups, doctor, failures, indexes, keys, moving, output, querying, repairs
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
 from mycelia_storage.cli.importing_from import import_from_library
-from mycelia_storage.cli.opening import ENVIRONMENT, Namespace, open_store, open_to_read, refuse_password, target_of
+from mycelia_storage.cli.opening import (
+    ENVIRONMENT,
+    Namespace,
+    is_new_file,
+    open_store,
+    open_to_read,
+    refuse_password,
+    target_of,
+)
 from mycelia_storage.errors import StorageError
 from mycelia_storage.json_texts import decode_line
 from mycelia_storage.keys import DEFAULT_NAMESPACE
@@ -32,7 +41,6 @@ from mycelia_storage.options import read_options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mycelia_storage import Storage
 
 # A listing is read in pages of so many keys, so that it takes the same memory however long it is.
 _PAGE: Final = 10_000
@@ -115,8 +123,14 @@ def set_value(
     about = None if metadata is None else _parse(os.fsencode(metadata), "--metadata")
     if about is not None and type(about) is not dict:
         raise UsageError("--metadata is no JSON object")
+    put = partial(
+        Storage.set, key=key, value=value, metadata=cast("dict[str, Any] | None", about), ttl=ttl, namespace=namespace
+    )
+    if is_new_file(target_of(context)):
+        with open_storage("memory:") as trial:  # what cannot be stored is noticed before a file is made
+            put(trial)
     with open_store(context, create=True) as store:
-        new = store.set(key, value, metadata=cast("dict[str, Any] | None", about), ttl=ttl, namespace=namespace)
+        new = put(store)
     output.show_facts({"key": key, "version": new}, f"stored {key!r}")
 
 

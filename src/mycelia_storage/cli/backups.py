@@ -13,8 +13,10 @@ import typer
 
 from mycelia_storage.cli import output
 from mycelia_storage.cli.failures import STORAGE_FAILED, CommandError, UsageError
-from mycelia_storage.cli.opening import is_store_there, open_store, open_to_read, target_of
+from mycelia_storage.cli.opening import is_store_there, open_store, open_to_read, options_from_environment, target_of
 from mycelia_storage.cli.progress import copying_bar
+from mycelia_storage.engines.sqlite import schema
+from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.options import read_options
 
 
@@ -42,14 +44,19 @@ def restore(
     """With --yes, put what PATH holds in place of everything in the store."""
     if not is_store_there(path):
         raise CommandError(f"there is no file {path}", STORAGE_FAILED)
-    own = read_options(target_of(context), {}).path
-    is_new = bool(own) and not is_store_there(own)
+    if not os.path.isfile(path):
+        raise CommandError(f"{path} is no file", STORAGE_FAILED)
+    known = read_options(target_of(context), options_from_environment())
+    is_new = bool(known.path) and not is_store_there(known.path)
     if not yes:
         count = 0
         if not is_new:
             with open_to_read(context) as store:
                 count = store.get_status().entries
         raise UsageError(f"the store holds {output.entry_count(count)}: add --yes to replace all of it by {path}")
+    if is_new:
+        with failing_as(path):
+            schema.version_of(os.path.realpath(path), known.encryption_key)
     started = time.monotonic()
     with open_store(context, create=True, migrate=True) as store:
         with copying_bar() as progress:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
+from mycelia_storage import open_storage
 from mycelia_storage.cli.export_format import VERSION, EntryLine, Header, IndexLine, NamespaceLine, parse
 from mycelia_storage.cli.failures import INTERRUPTED, CommandError, UsageError, exit_code_of, message_of
-from mycelia_storage.cli.opening import open_target, options_from_environment
+from mycelia_storage.cli.opening import is_new_file, open_target, options_from_environment
 from mycelia_storage.cli.output import entry_count
 from mycelia_storage.cli.progress import ImportProgress
 from mycelia_storage.cli.readers import (
@@ -42,7 +44,7 @@ from mycelia_storage.json_texts import UnreadableError
 from mycelia_storage.keys import DEFAULT_NAMESPACE, check_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mycelia_storage import Storage
     from mycelia_storage.cli.readers import Record, Records
@@ -101,9 +103,16 @@ def run_import(options: ImportOptions) -> Outcome:
         given = options_from_environment()
         if is_export:
             given["clock"] = clock.read
-        store = open_target(options.target, given, create=True)
-        with store, ImportProgress(source) as progress:
-            run = _Import(store, options, outcome, progress, clock)
+        with ExitStack() as stack, ImportProgress(source) as progress:
+            run = _Import(
+                lambda: stack.enter_context(open_target(options.target, given, create=True)),
+                options,
+                outcome,
+                progress,
+                clock,
+            )
+            if not is_new_file(options.target):
+                run.open()
             try:
                 load = run.load_export if is_export else run.load_documents
                 load(source)
@@ -186,9 +195,15 @@ class _Import:
     """One import into one open store: follows each document from its line to what becomes of it."""
 
     def __init__(
-        self, store: Storage, options: ImportOptions, outcome: Outcome, progress: ImportProgress, clock: _BatchClock
+        self,
+        make_store: Callable[[], Storage],
+        options: ImportOptions,
+        outcome: Outcome,
+        progress: ImportProgress,
+        clock: _BatchClock,
     ) -> None:
-        self._store = store
+        self._make_store = make_store
+        self._opened: Storage | None = None
         self._options = options
         self._outcome = outcome
         self._progress = progress
@@ -200,11 +215,20 @@ class _Import:
         self._settled = 0
         self._problems: list[Problem] = []
 
+    def open(self) -> Storage:
+        """The store. A new one is made when there is a batch for it, and none by an import that fails before."""
+        if self._opened is None:
+            self._opened = self._make_store()
+        return self._opened
+
+    def _count(self, namespace: str) -> int:
+        return 0 if self._opened is None else self._opened.count(namespace=namespace)
+
     def load_documents(self, source: Source) -> None:
         """Everything but exports: all documents into one namespace."""
-        namespace = self._options.namespace or DEFAULT_NAMESPACE
+        namespace = DEFAULT_NAMESPACE if self._options.namespace is None else self._options.namespace
         needs_numbers = self._options.key_field is None and self._outcome.format != "object"
-        if needs_numbers and self._options.number_from is None and self._store.count(namespace=namespace):
+        if needs_numbers and self._options.number_from is None and self._count(namespace):
             raise UsageError(
                 f"the namespace {namespace!r} holds entries, which running numbers might replace:"
                 " name the field of the key with --key, or the first number with --number-from"
@@ -226,7 +250,7 @@ class _Import:
 
     def _create_namespace(self, number: int, name: str, metadata: dict[str, Any]) -> None:
         try:
-            self._store.create_namespace(name, metadata=metadata, exist_ok=True)
+            self.open().create_namespace(name, metadata=metadata, exist_ok=True)
         except InvalidValueError as error:
             self._note(Problem(number, str(error)))
 
@@ -234,7 +258,7 @@ class _Import:
         """Make an index again. Into another namespace it takes a name of its own, since its old one may be in use."""
         name = line.name if self._options.namespace is None else None
         try:
-            self._store.create_index(*line.fields, namespace=placed.namespace, unique=line.is_unique, name=name)
+            self.open().create_index(*line.fields, namespace=placed.namespace, unique=line.is_unique, name=name)
         except (UniqueIndexError, IndexExistsError, CapacityError, InvalidFilterError, InvalidValueError) as error:
             self._note(Problem(placed.number, str(error)))
         else:
@@ -366,7 +390,7 @@ class _Import:
         """Load the items, and tell what became of them."""
         outcome = self._outcome
         loaded_before = outcome.loaded
-        entries_before = self._store.count(namespace=namespace)
+        entries_before = self._count(namespace)
         self._numbers.clear()
         self._settled = 0
 
@@ -382,8 +406,9 @@ class _Import:
             self._progress.show(outcome.loaded)
 
         try:
-            self._store.load(
-                items,
+            tried = self._tried(namespace, items)
+            self.open().load(
+                tried,
                 namespace=namespace,
                 batch_size=self._options.batch_size,
                 on_error=self._options.on_error,
@@ -397,8 +422,20 @@ class _Import:
         finally:
             if namespace not in outcome.namespaces and outcome.loaded > loaded_before:
                 outcome.namespaces.append(namespace)
-        new = self._store.count(namespace=namespace) - entries_before
+        new = self._count(namespace) - entries_before
         outcome.replaced += max(0, outcome.loaded - loaded_before - new)
+
+    def _tried(
+        self, namespace: str, items: Iterator[Put] | Iterator[tuple[str, object]]
+    ) -> Iterator[Put | tuple[str, object]]:
+        """The items. Before a store is made for them, the first batch is loaded into memory: a bad item makes none."""
+        if self._opened is not None or self._options.on_error == "skip":
+            return iter(items)
+        first: deque[Put | tuple[str, object]] = deque(islice(items, self._options.batch_size))
+        with open_storage("memory:") as trial:
+            trial.load(first, namespace=namespace, batch_size=self._options.batch_size)
+        # Let go of one by one, so that no batch is held longer than it has to be.
+        return chain((first.popleft() for _ in range(len(first))), items)
 
     def _note(self, problem: Problem) -> None:
         """Remember a bad line, or stop at it."""

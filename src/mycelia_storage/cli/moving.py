@@ -64,6 +64,8 @@ def copy(
         to_read: StorageOptions = {"read_only": True, **_options("SOURCE", source, key)}
         to_write = _options("TARGET", target, key if new_key is None else new_key)
         here = stack.enter_context(open_target(source, to_read, create=False))
+        for name in namespaces or ():
+            here.namespace_info(name)  # one that is not there is noticed before a target is made
         there = stack.enter_context(open_target(target, to_write, create=True))
         progress = stack.enter_context(copying_bar())
         try:

@@ -80,6 +80,12 @@ def is_store_there(path: str) -> bool:
         return is_there(path)
 
 
+def is_new_file(target: str) -> bool:
+    """Whether a verb that makes stores would make a file. One that then fails should not leave an empty one behind."""
+    path = read_options(target, {}).path
+    return bool(path) and not is_store_there(path)
+
+
 def require_store(path: str) -> None:
     """Raise CommandError where there is no file, StorageIOError where nobody lets the user know."""
     if not is_store_there(path):
