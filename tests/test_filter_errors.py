@@ -473,3 +473,14 @@ def test_a_name_that_only_looks_like_a_direction_can_be_sorted_by(memory_store: 
     assert memory_store.list_indexes()[0].fields == ('-"age desc"',)
     with pytest.raises(InvalidFilterError, match="ends in a direction.*: write 'age' for it"):
         memory_store.query(sort="age asc")
+
+
+def test_a_range_that_no_value_can_lie_in_is_told_from_an_empty_one(memory_store: Storage) -> None:
+    memory_store.set_many({"a": {"a": 3}, "b": {"a": "m"}})
+    for low, high in ((1, "x"), ("a", 5.0)):
+        with pytest.raises(InvalidFilterError, match="^a between: nothing lies between a number and a string"):
+            A.between(low, high)
+    assert memory_store.query(A.between(1, 5.5)).keys() == ["a"]
+    assert memory_store.query(A.between("a", "z")).keys() == ["b"]
+    assert memory_store.count(A.between(5, 1)) == memory_store.count(A.between("z", "a")) == 0
+    assert memory_store.count(field("$created_at").between(0, datetime(9999, 1, 1, tzinfo=UTC))) == 2

@@ -346,8 +346,11 @@ class Field(Immutable):
         return Comparison(self.path, "lte", value)
 
     def between(self, low: object, high: object) -> Filter:
-        """From `low` to `high`, both included."""
-        return And((self.gte(low), self.lte(high)))
+        """From `low` to `high`, both included: two numbers, or two strings; nothing where `low` is the greater one."""
+        ends = And((self.gte(low), self.lte(high)))
+        if isinstance(low, str) is not isinstance(high, str):
+            raise InvalidFilterError(f"{self.path} between: nothing lies between a number and a string")
+        return ends
 
     def contains(self, value: object) -> Filter:
         """A string with this text in it, or an array with an element `eq` to this value."""
