@@ -592,6 +592,19 @@ def test_tasks_that_share_a_commit_do_not_hide_what_was_written(pair: tuple[Stor
     assert dict(target.namespace("default")) == {"a": 100, "b": 2, "order": "paid"}
 
 
+def test_stores_in_memory_that_were_made_at_the_same_time_are_told_apart(clock: FakeClock) -> None:
+    with (
+        open_storage("memory:", clock=clock) as one,
+        open_storage("memory:", clock=clock) as other,
+        open_storage("memory:", clock=clock) as target,
+    ):
+        one.set("k", "of one")
+        other.set("z", "of the other")
+        copy(one, target)
+        assert "is no copy of this source" in refused(other, target)
+        assert catch_up(one, target).entries == 1
+
+
 def test_the_copy_of_a_copy_is_none_of_the_first_source(opened: Callable[..., Storage]) -> None:
     first, second, third = opened("sqlite"), opened("sqlite"), opened("memory")
     fill(first)
@@ -815,6 +828,8 @@ def test_an_index_of_a_namespace_that_was_not_chosen_stays(stores: tuple[Storage
     source.set_many({"b": 2}, namespace="other")
     source.create_index("number", namespace="other")
     copy(source, target)
+    advance(source, 1)
+    source.set("a", 2, namespace="one")
     catch_up(source, target, namespaces=["one"])
     assert target.list_indexes() == source.list_indexes()
     source.drop_index(source.list_indexes()[0].name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 import threading
 import weakref
@@ -40,7 +41,7 @@ from mycelia_storage.errors import (
     StorageError,
     TransactionError,
 )
-from mycelia_storage.keys import DEFAULT_NAMESPACE
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,7 +204,10 @@ class MemoryEngine:
         self._state = State()
         self._sessions: weakref.WeakSet[MemorySession] = weakref.WeakSet()
         self._closed = False
-        self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, int(self.clock() * 1000))
+        now_ms = int(self.clock() * 1000)
+        self._state.registered[DEFAULT_NAMESPACE] = NamespaceRow(DEFAULT_NAMESPACE, None, now_ms)
+        # Two may be made in one millisecond, and are not the same for a copy.
+        self._state.registered[ORIGIN] = NamespaceRow(ORIGIN, f'{{"id":"{secrets.token_hex(8)}"}}', now_ms)
         self.auto: Primitives = MemoryAuto(self, self._state)
         forking.register(self)
 
