@@ -28,6 +28,7 @@ from mycelia_storage.arguments import shown_number
 from mycelia_storage.errors import InvalidValueError, StorageCorruptError
 
 MAX_DEPTH: Final = 200
+_TOO_SHORT_TO_BE_DEEP: Final = 2 * MAX_DEPTH
 MIN_INT: Final = -(2**63)
 MAX_INT: Final = 2**63 - 1
 
@@ -82,7 +83,7 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
         if (
             ("null" in text and (0x7F in exact or 0xFF in exact) and _PERHAPS_NOT_FINITE.search(exact))
             or ("\\" in text and "\\u0000" in text)
-            or (len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH)
+            or (len(text) > _TOO_SHORT_TO_BE_DEEP and text.count("[") + text.count("{") > MAX_DEPTH)
         ):
             check(value, what)
     if len(text) > max_bytes // 4:

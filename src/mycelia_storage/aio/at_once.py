@@ -33,6 +33,9 @@ _BY_THREAD_FOR: Final = 1.0
 # After so many reads, or so long a time of the loop's turn, a task lets the others go on.
 _READS_IN_A_ROW: Final = 32
 _TURN: Final = 0.002
+# The time of the turn is looked at after so many reads, and after each that took longer than this.
+_READS_BETWEEN_LOOKS: Final = 8
+_QUICK: Final = 0.0001
 
 
 class Later(enum.Enum):
@@ -67,7 +70,7 @@ class AtOnce:
             return LATER
         hurrying.hurry_until = began + _LONGEST
         try:
-            found = verb(verbs, *args, **options)
+            found = verb(verbs, *args, **options) if options else verb(verbs, *args)
         except StorageBusyError:
             return LATER
         except StorageTimeoutError:
@@ -76,6 +79,13 @@ class AtOnce:
         finally:
             hurrying.hurry_until = 0.0
         now = monotonic()
+        reads = self._reads = self._reads + 1
+        self.must_yield = False
+        if reads % _READS_BETWEEN_LOOKS == 0 or now - began > _QUICK:
+            self._look_at_turn(began, now)
+        return found
+
+    def _look_at_turn(self, began: float, now: float) -> None:
         if now - began > _LONGEST:
             self._by_thread_until = now + _BY_THREAD_FOR
         loop = asyncio.get_running_loop()
@@ -83,8 +93,6 @@ class AtOnce:
         if turn is None:
             turn = self._turns[loop] = began
             loop.call_soon(self._turns.pop, loop, None)
-        self._reads += 1
         self.must_yield = self._reads >= _READS_IN_A_ROW or now - turn > _TURN
         if self.must_yield:
             self._reads = 0
-        return found

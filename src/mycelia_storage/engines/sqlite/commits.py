@@ -151,7 +151,8 @@ class SharedCommits:
         writer = self._writer
         connection, rows, now = writer.connection, self._shared, writer.time()
         rows.begin()
-        changes = connection.total_changes()
+        count_changes = connection.total_changes
+        changes = count_changes()
         for member in members:
             if is_hurried and is_over():
                 return self._undo(members)
@@ -162,11 +163,11 @@ class SharedCommits:
                     writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
                 return self._undo(members)
             except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-                if connection.total_changes() != changes or (is_hurried and isinstance(error, StorageBusyError)):
+                if count_changes() != changes or (is_hurried and isinstance(error, StorageBusyError)):
                     return self._undo(members)
                 member.error = error
             else:
-                changes = connection.total_changes()
+                changes = count_changes()
         if is_hurried:
             # SQLite would ask once more behind a COMMIT, and call one interrupted that has happened.
             connection.set_progress_handler(None)
