@@ -17,7 +17,9 @@ from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
+    from types import ModuleType, TracebackType
+
+    import pytest
 
     from mycelia_storage import Storage, Transaction
     from mycelia_storage.engines.line import Line
@@ -120,6 +122,22 @@ class Held:
     def let_go(self) -> None:
         if self.transaction._is_open():
             self._worker.do(self.transaction.rollback)
+
+
+class Gate:
+    """At a function of a module: whoever calls it `comes` up to it, and goes on as soon as it `may_pass`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+        self.comes: threading.Event = threading.Event()
+        self.may_pass: threading.Event = threading.Event()
+        function: Any = getattr(module, name)
+
+        def stopped(*arguments: Any) -> Any:
+            self.comes.set()
+            assert self.may_pass.wait(PATIENCE_SECONDS)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, stopped)
 
 
 def result(future: Future[R]) -> R:

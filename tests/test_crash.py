@@ -59,7 +59,7 @@ def failed(*_):
     os._exit(1)
 
 threading.excepthook = failed
-writer.WAL_PAGES = 8
+writer.AHEAD_PAGES, writer.WAL_PAGES = 4, 12
 
 # Who was told too early has its chance to say so before the commit.
 waiting._LONGEST_SLEEP = 0.0002

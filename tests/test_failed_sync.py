@@ -14,6 +14,7 @@ import pytest
 from children import run
 from faults import Fault, failing
 from faulty import state_of
+from stepping import Gate, until
 
 from mycelia_storage import (
     AsyncStorage,
@@ -24,7 +25,7 @@ from mycelia_storage import (
     StorageIOError,
     open_storage,
 )
-from mycelia_storage.engines.sqlite import writer
+from mycelia_storage.engines.sqlite import checkpoints, writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -435,3 +436,86 @@ def test_a_sync_that_the_system_fails(path: str, first: int) -> None:
     done = 2 - len(refused)
     with open_storage(path) as again:
         assert again.get("k") in (1 + done, 2 + done)
+
+
+@pytest.fixture
+def written_back_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "AHEAD_PAGES", 1)
+
+
+def until_written_back(store: Storage) -> None:
+    until(lambda: not store._engine.checkpoints.is_ahead, "the end of the thread's work")  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_checkpoint_of_the_thread_that_is_not_confirmed_is_done_once_more(
+    path: str, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_storage(path) as store:
+        with failing(Fault("sync", at=at)) as state:
+            store.set("k", 2)
+            until_written_back(store)
+        assert state.failed == 1, "no checkpoint: then this test proves nothing"
+        assert "did not confirm a checkpoint" in caplog.text
+        assert os.path.getsize(path + "-wal") == 0, "the -wal was not begun anew"
+        assert store.get_status().details["refuses_writes"] is None
+        store.set("k", 3)
+    with open_storage(path) as again:
+        assert again.get("k") == 3
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+def test_a_checkpoint_of_the_thread_that_is_never_confirmed_stops_the_next_write(path: str) -> None:
+    with open_storage(path) as store:
+        with failing(Fault("sync", at=2, for_good=True)):
+            store.set("k", 2)
+            until_written_back(store)
+            with pytest.raises(StorageIOError, match="did not confirm what was written to it.*open it again"):
+                store.set("k", 3, durable=True)
+        assert store.get("k") == 2
+    with open_storage(path) as again:
+        assert again.get("k") == 2
+        again.set("k", 3, durable=True)
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+def test_nothing_is_promised_between_a_checkpoint_that_failed_and_the_one_that_mends_it(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk confirms then might stand behind something that it has lost."""
+    stopped = Gate(monkeypatch, checkpoints, "open_writer")
+    with open_storage(path) as store:
+        store.set("k", 2)
+        assert stopped.comes.wait(30)
+        with failing(ONCE):
+            with (
+                pytest.raises(StorageIOError, match="did not confirm"),
+                store.transaction(durable=True) as tx,
+            ):
+                tx.set("k", 3)
+                stopped.may_pass.set()
+                until(lambda: store._engine.writer.trust.doubt, "the doubt")  # type: ignore[attr-defined]
+            until_written_back(store)
+        assert store.get("k") == 2
+        store.set("k", 4, durable=True)
+    with open_storage(path) as again:
+        assert again.get("k") == 4
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+def test_nothing_is_written_back_after_a_commit_of_unknown_outcome(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Gate(monkeypatch, checkpoints, "open_writer")
+    with open_storage(path) as store:
+        store.set("l", 1)
+        assert stopped.comes.wait(30)
+        with open(path, "rb") as file:
+            before = file.read()
+        with failing(Fault("sync", at=1, for_good=True)), pytest.raises(OutcomeUnknownError):
+            store.set("k", "doubtful", durable=True)
+        reason = store.get_status().details["refuses_writes"]
+        stopped.may_pass.set()
+        until_written_back(store)
+        with open(path, "rb") as file:
+            assert file.read() == before
+        assert store.get_status().details["refuses_writes"] == reason

@@ -329,6 +329,20 @@ def several_connections(play: Play) -> None:
         checkpoints.WAL_LIMIT = usual
 
 
+def written_back_meanwhile(play: Play) -> None:
+    """By a thread, while the next ones write, and the rest by who commits."""
+    usual = writer.AHEAD_PAGES, writer.WAL_PAGES
+    writer.AHEAD_PAGES, writer.WAL_PAGES = 3, 12
+    try:
+        with play.open() as store:
+            for number in range(12):
+                play.step(lambda: store.set(f"{number % 5}", [number] * 1000, **play.durable))  # noqa: B023
+                if number % 4 == 3:
+                    until(lambda: not store._engine.checkpoints.is_ahead, "the end of the thread's work")  # type: ignore[attr-defined]
+    finally:
+        writer.AHEAD_PAGES, writer.WAL_PAGES = usual
+
+
 def restores(play: Play) -> None:
     """It is durable whatever the setting. Every other writer's state before and after it stays whole, too."""
     with play.open() as store:
@@ -414,6 +428,7 @@ WORKLOADS: tuple[tuple[Workload, Callable[[str], None]], ...] = (
     (clean_up, some_before),
     (tasks, some_before),
     (several_connections, some_before),
+    (written_back_meanwhile, some_before),
     (restores, backup_before),
     (up, version_1_before),
     (down, some_before),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import pytest
 from children import Child, run
-from stepping import Workers, result, until
+from stepping import Gate, Workers, result, until
 
 from mycelia_storage import Storage, open_storage
-from mycelia_storage.engines.sqlite import checkpoints
+from mycelia_storage.engines.sqlite import checkpoints, writer
 from mycelia_storage.engines.sqlite.connection import Patience
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ with open_storage(sys.argv[1], read_only=True) as store, store.transaction(read_
 FORKING = """
 import os
 from mycelia_storage import open_storage
-from mycelia_storage.engines.sqlite import checkpoints
+from mycelia_storage.engines.sqlite import checkpoints, writer
 checkpoints.WAL_LIMIT = 200_000
 with open_storage(sys.argv[1]) as store:
     for number in range(40):
@@ -239,3 +239,132 @@ def test_without_a_wal_there_is_nothing_to_hold(tmp_path: Path) -> None:
         store.set("a", 1)
         details = store.get_status().details
         assert (details["wal_bytes_to_write_back"], details["wal_is_held"]) == (0, False)
+
+
+# ---- while others go on writing
+
+
+# Forks while the thread has the file open, or is about to; prints what is there at the end.
+FORKING_AHEAD = """
+import os
+from mycelia_storage import open_storage
+from mycelia_storage.engines.sqlite import writer
+writer.AHEAD_PAGES = 5
+with open_storage(sys.argv[1]) as store:
+    for number in range(10):
+        store.set(f"{number}", "w" * 20_000)
+        child = os.fork()
+        if not child:
+            store.set(f"child {number}", "w" * 20_000)
+            store.close()
+            os._exit(0)
+        store.set(f"parent {number}", "w" * 20_000)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    store.check()
+    print(store.count())
+"""
+
+
+@pytest.fixture
+def few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few in the -wal are written back by the thread, and three times as many by whoever has committed."""
+    monkeypatch.setattr(writer, "AHEAD_PAGES", 10)
+    monkeypatch.setattr(writer, "WAL_PAGES", 30)
+
+
+def to_write_back(store: Storage) -> Any:
+    return store.get_status().details["wal_bytes_to_write_back"]
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_no_commit_waits_for_the_thread_that_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    with open_storage(path) as store:
+        store.set("0", "w" * 50_000)
+        assert gate.comes.wait(30)
+        for number in range(5):
+            store.set(f"{number}", "v" * 50_000)
+        assert to_write_back(store) > 250_000
+        gate.may_pass.set()
+        until(lambda: to_write_back(store) == 0, "a -wal that is written back, though nobody writes any more")
+        assert store.get("4") == "v" * 50_000
+    assert not os.path.exists(path + "-wal")
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_under_a_steady_writer_the_wal_is_begun_anew(path: str) -> None:
+    """The thread never comes to its end, since more is written meanwhile: whoever commits writes back the rest."""
+    with open_storage(path) as store:
+        for number in range(600):
+            store.set(f"{number % 7}", f"{number:04}" * 1_000)
+        assert wal_size(path) < 1_500_000, "600 times 4 kB"
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_what_the_thread_cannot_do_is_done_by_commits(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> apsw.Connection:
+        raise apsw.CantOpenError("too many open files")
+
+    monkeypatch.setattr(checkpoints, "open_writer", refuse)
+    with open_storage(path) as store:
+        store.set("0", "w" * 50_000)
+        until(lambda: caplog.messages, "a warning")
+        assert caplog.messages == [f"{path}: the -wal file could not be written back: CantOpenError"]
+        store.set("1", "w" * 50_000)
+        assert to_write_back(store) == 0
+        assert len(caplog.messages) == 1, "it is tried again for each commit"
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_the_thread_writes_nothing_to_a_file_that_has_taken_the_place_of_the_stores(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    with open_storage(tmp_path / "other.db") as other:
+        other.set("0", "other")
+    before = (tmp_path / "other.db").read_bytes()
+    store = open_storage(path)
+    try:
+        store.set("0", "w" * 50_000)
+        assert gate.comes.wait(30)
+        os.rename(path, path + ".away")
+        os.rename(tmp_path / "other.db", path)
+        gate.may_pass.set()
+        until(lambda: not store._engine.checkpoints.is_ahead, "the end of the thread's work")  # type: ignore[attr-defined]
+        with open(path, "rb") as file:
+            assert file.read() == before
+    finally:
+        os.rename(path + ".away", path)
+        store.close()
+    with open_storage(path) as again:
+        assert again.get("0") == "w" * 50_000
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_a_store_is_closed_while_the_thread_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    store = open_storage(path)
+    store.set("0", "w" * 50_000)
+    assert gate.comes.wait(30)
+    with Workers() as workers:
+        closing = workers.one().start(store.close)
+        gate.may_pass.set()
+        result(closing)
+    assert not os.path.exists(path + "-wal")
+    with open_storage(path) as again:
+        assert again.get("0") == "w" * 50_000
+
+
+def test_forks_while_the_thread_writes_back_lose_nothing(path: str) -> None:
+    assert run(FORKING_AHEAD, path) == "30"
+
+
+@pytest.mark.usefixtures("few_pages")
+def test_the_thread_is_gone_soon(path: str) -> None:
+    """Whoever forks is warned where there are other threads."""
+    with open_storage(path) as store:
+        store.set("0", "w" * 50_000)
+        until(lambda: to_write_back(store) == 0, "a -wal that is written back")
+        until(lambda: not any(each.name == "mycelia-checkpoints" for each in threading.enumerate()), "its end")

@@ -24,7 +24,7 @@ LOG: Final = logging.getLogger("mycelia_storage")
 
 # What is not done yet, a transaction in the middle of a call say, is called again after so many seconds.
 _AGAIN: Final = 0.01
-# With nothing to watch the thread stays for so many seconds.
+# With nothing to watch the thread stays for so many seconds, unless its owner says otherwise.
 _LINGER: Final = 2.0
 _MANY: Final = 100
 
@@ -32,8 +32,9 @@ _MANY: Final = 100
 class Watchdog:
     """Calls a method of whatever is watched when its time is over, from a thread of its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, linger: float = _LINGER) -> None:
         self._name = name
+        self._linger = linger
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, weakref.WeakMethod[Callable[[], bool]]]] = []
         self._numbers = itertools.count()
@@ -102,7 +103,7 @@ class Watchdog:
         if self._is_closed:
             return None
         if not self._due:
-            self._changed.wait(_LINGER)
+            self._changed.wait(self._linger)
             return None
         while self._due and self._due[0][2]() is None:
             heapq.heappop(self._due)  # it has ended and is forgotten

@@ -1,12 +1,15 @@
-"""`Checkpoints`: keeps the -wal file from growing without end beside readers, from a thread of its own.
+"""`Checkpoints`: writes the -wal file back, and keeps it from growing without end, from a thread of its own.
 
 Called by the writer, now and then after a commit, and by the engine for its status.
 
-SQLite writes the -wal back into the file after a commit that finds 1,000 pages in it, and begins it anew when all of it
-is written back and nobody reads from it. Where one read begins before the other has ended, that moment never comes: the
--wal grows for as long as there are readers (measured: 290 MB in six seconds, with four threads that count), and whoever
-commits after the last of them has ended writes all of it back. So, where it has grown too large, commits leave it, and
-a thread with a connection of its own
+SQLite writes the -wal back within the commit that finds 1,000 pages in it, and that one waits for the disk, twice. Here
+a thread with a connection of its own does it, while others go on writing. What they add meanwhile is not much: a
+commit that finds the -wal long writes that back itself, so that it is begun anew (see `Writer`).
+
+It is begun anew when all of it is written back and nobody reads from it. Where one read begins before the other has
+ended, that moment never comes: the -wal grows for as long as there are readers (measured: 290 MB in six seconds, with
+four threads that count), and whoever commits after the last of them has ended writes all of it back. So, where it has
+grown too large, commits leave it, and the thread
 
 1. writes back what nobody reads any more, while others read and write;
 2. then has the write lock for a moment, in which no new read can begin that would be in the way, waits for those that
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -34,6 +38,8 @@ from mycelia_storage.engines.watchdog import Watchdog
 from mycelia_storage.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
 
@@ -41,7 +47,7 @@ LOOK: Final = "SELECT 1 FROM sqlite_schema LIMIT 1"
 
 LOG: Final = logging.getLogger("mycelia_storage")
 
-# A -wal of more bytes than this is too large. (SQLite writes 4 MB back by itself.)
+# A -wal of more bytes than this is too large. (Where nobody reads for long it is begun anew with 12 MB.)
 WAL_LIMIT = 16 * 1024 * 1024
 # Its size is looked at after so many changes at most; sooner where a quarter of what is left would be written by then.
 _MOST_CHANGES: Final = 64
@@ -55,6 +61,8 @@ _SOON: Final = 0.1
 _LATEST: Final = 5.0
 # Then it is worth a warning.
 _STUCK_SECONDS: Final = 10.0
+# The thread ends soon: whoever forks wants to be alone.
+_LINGER: Final = 0.1
 
 
 class Checkpoints:
@@ -64,11 +72,13 @@ class Checkpoints:
         self._engine = engine
         self._options = options
         self._wal = options.path + "-wal"
-        self._calls = Watchdog("mycelia-checkpoints")
+        self._calls = Watchdog("mycelia-checkpoints", linger=_LINGER)
         # Reentrant: a signal handler may write, at any point.
         self._changing = threading.RLock()
-        self._is_active = False
+        self._is_active = False  # about a -wal that is too large
         self._is_closed = False
+        self.is_ahead: bool = False  # or writing back what there is, so that commits need not
+        self._not_before = -math.inf  # after a failure, commits do it for a while
         self._looked = (0, 0)  # at so many changes, and so many bytes were there
         self._each = 1.0  # so many bytes a change
         self._began = 0.0
@@ -91,6 +101,29 @@ class Checkpoints:
                 return changes + _FEW_CHANGES
             return changes + max(1, min(_MOST_CHANGES, int((WAL_LIMIT - size) / (4 * self._each))))
 
+    def go_ahead(self) -> bool:
+        """Have what is in the -wal written back soon, if that is not under way; False where whoever asks has to."""
+        with self._changing:
+            if not self.is_ahead and not self._is_closed and time.monotonic() >= self._not_before:
+                self.is_ahead = self._calls.watch(0.0, self.write_back)
+            return self.is_ahead
+
+    def write_back(self) -> bool:
+        """Write back what nobody reads any more. Who commits meanwhile is not kept waiting."""
+        has_failed = True
+        try:
+            with self._connection() as connection:
+                self._write_back_unread(connection)
+            has_failed = False
+        except (*DRIVER_ERRORS, StorageError, OSError) as error:
+            if not self._is_closed:
+                self._tell(error)
+        finally:
+            if has_failed:
+                self._not_before = time.monotonic() + _LATEST
+            self.is_ahead = False
+        return True
+
     def close(self) -> None:
         """End the thread, and wait for that."""
         self._is_closed = True
@@ -106,13 +139,11 @@ class Checkpoints:
     def step(self) -> bool:
         """Do what can be done now, and have the rest done later."""
         try:
-            is_done = self._write_back()
+            is_done = self._cut()
         except (*DRIVER_ERRORS, StorageError, OSError) as error:
             is_done = self._is_closed
-            if is_failed_sync(error):
-                self._engine.writer.distrust(DISK_IN_DOUBT)
             if not is_done:
-                LOG.warning("%s: the -wal file could not be written back: %s", self._options.path, type(error).__name__)
+                self._tell(error)
                 self._later = _LATEST
         with self._changing:
             # Others may have written meanwhile, and have seen that somebody is at work.
@@ -123,39 +154,73 @@ class Checkpoints:
             self._calls.watch(self._later, self.step)
         return True
 
-    def _write_back(self) -> bool:
+    def _cut(self) -> bool:
         """Whether the -wal is small now, and commits write it back again."""
-        path, writer = self._options.path, self._engine.writer
+        writer = self._engine.writer
         with writer.kept_out(_LONGEST_PATIENCE) as is_mine:
             is_small = size_of(self._wal) <= WAL_LIMIT
             if is_mine:
                 writer.leave_wal_alone(is_left=not is_small)
             if is_small or not is_mine:
                 return is_small and is_mine
-        with forking.opening(path), contextlib.ExitStack() as stack:
-            if self._is_closed:
-                return False
-            connection = stack.enter_context(contextlib.closing(open_writer(path, self._options)))
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            connection.execute(LOOK).fetchall()  # before it has read, a connection knows of no -wal
-            found: tuple[int, int] | None = None
-            with contextlib.suppress(apsw.BusyError):  # another process does it just now
-                found = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        with self._connection() as connection:
+            found = self._write_back_unread(connection)
             has_moved = found is not None and found != self._found
             self._found = found
             self._later = _SOON if has_moved else min(_LATEST, 2 * self._later)
             patience = self._patience() if has_moved else 0.0
-            with writer.kept_out(patience) as is_mine, contextlib.suppress(apsw.BusyError):
-                if is_mine:
+            with writer.kept_out(patience) as is_mine:
+                if is_mine and writer.trust.doubt is None:
                     connection.set_busy_handler(Patience(patience))
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-                    writer.leave_wal_alone(is_left=False)
-                    return True
+                    if writer.trust.write_back(connection, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+                        writer.leave_wal_alone(is_left=False)
+                        return True
         return False
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[apsw.Connection]:
+        """One that writes back, and nothing else."""
+        path = self._options.path
+        with forking.opening(path):
+            if self._is_closed:
+                raise self._engine.closed_error()
+            with contextlib.closing(open_writer(path, self._options)) as connection:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                self._engine.writer.trust.require_same()
+                connection.execute(LOOK).fetchall()  # before it has read, a connection knows of no -wal
+                yield connection
+
+    def _write_back_unread(self, connection: apsw.Connection) -> tuple[int, int] | None:
+        """What the driver says of it; None where another process does it just now.
+
+        Where the disk does not confirm it, nothing may be promised meanwhile: a commit that the disk confirms might
+        stand behind something that it has lost.
+        """
+        writer = self._engine.writer
+        if writer.trust.doubt is not None:
+            return None
+        try:
+            return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except (apsw.BusyError, apsw.LockedError):
+            return None
+        except DRIVER_ERRORS as error:
+            if not is_failed_sync(error):
+                raise
+            writer.distrust(DISK_IN_DOUBT)
+            patience = self._options.busy_timeout
+            with writer.kept_out(patience) as is_mine:
+                if not is_mine:
+                    raise
+                connection.set_busy_handler(Patience(patience))
+                writer.trust.write_back_once_more(connection)
+            return None
 
     def _patience(self) -> float:
         wanted = _PATIENCE * size_of(self._wal) / WAL_LIMIT
         return min(wanted, _LONGEST_PATIENCE, self._options.busy_timeout / 2)
+
+    def _tell(self, error: Exception) -> None:
+        LOG.warning("%s: the -wal file could not be written back: %s", self._options.path, type(error).__name__)
 
     def _warn(self) -> None:
         if self._has_warned or time.monotonic() < self._began + _STUCK_SECONDS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from typing import TYPE_CHECKING, Final
 
 import apsw
@@ -46,6 +47,7 @@ class Trust:
         self._has_moved = ctypes.c_int()
         self._answer = ctypes.addressof(self._has_moved)
         self._identity: tuple[int, int] | None = None
+        self._changing = threading.RLock()
         self.doubt: str | None = None
 
     def remember(self) -> None:
@@ -69,6 +71,12 @@ class Trust:
         """Whether another file, or none, has the name now."""
         return self._identity is not None and self._found() != self._identity
 
+    def lose(self, reason: str) -> None:
+        """From now on nothing is written any more. From any thread; a commit in doubt stays the reason."""
+        with self._changing:
+            if self.doubt != COMMIT_IN_DOUBT:
+                self.doubt = reason
+
     def refusal(self) -> StorageIOError:
         """Why nothing is written any more."""
         return StorageIOError(f"{self._path}: {self.doubt}")
@@ -89,26 +97,37 @@ class Trust:
             return None
         return found.st_dev, found.st_ino
 
-    def write_back(self, connection: apsw.Connection, mode: int) -> None:
-        """A checkpoint; raises the driver's errors, but for those that only put it off.
+    def write_back(self, connection: apsw.Connection, mode: int) -> bool:
+        """A checkpoint, for the owner of the writer's lock; False where it was put off.
 
-        When the disk does not confirm it, nobody knows what the disk holds, and asking once more proves nothing: what
-        it has lost it does not try again. But SQLite writes all of it once more, since it has not noted it as done.
-        Where that is confirmed, up to the end of the -wal, and that begun anew, all is well.
+        Raises the driver's errors.
         """
         try:
             connection.wal_checkpoint(mode=mode)
         except ANOTHER_TIME:
-            return
+            return False
         except DRIVER_ERRORS as error:
             if not is_failed_sync(error):
                 raise
-            LOG.warning("%s: the disk did not confirm a checkpoint; it is done once more", self._path)
+            self.lose(DISK_IN_DOUBT)
             try:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self.write_back_once_more(connection)
             except DRIVER_ERRORS:
-                self.doubt = DISK_IN_DOUBT
                 raise error from None
+        return True
+
+    def write_back_once_more(self, connection: apsw.Connection) -> None:
+        """After the disk has not confirmed a checkpoint, for the owner of the writer's lock.
+
+        Nobody knows then what the disk holds, and asking once more proves nothing: what it has lost it does not try
+        again. But SQLite writes all of it once more, since it has not noted it as done. Where that is confirmed, up to
+        the end of the -wal, and that begun anew, all is well. Raises the driver's errors, and leaves the doubt.
+        """
+        LOG.warning("%s: the disk did not confirm a checkpoint; it is done once more", self._path)
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with self._changing:
+            if self.doubt == DISK_IN_DOUBT:
+                self.doubt = None
 
 
 def begin_to_write(connection: apsw.Connection, cursor: apsw.Cursor | None = None) -> None:

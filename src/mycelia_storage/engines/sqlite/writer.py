@@ -49,9 +49,12 @@ if TYPE_CHECKING:
 
 # The planner's statistics are looked at after so many changes, and whenever their number has doubled.
 FIRST_REFRESH: Final = 1000
-# The -wal is written back when it has so many pages. Not by SQLite itself, which does it within COMMIT, and never tells
-# what fails then. The length is looked at whenever this connection has written a tenth of that.
-WAL_PAGES: Final = 1000
+# What is in the -wal is written back by a thread when it is so many pages. Not by SQLite itself, which does it within
+# COMMIT, and never tells what fails then.
+AHEAD_PAGES: int = 1000
+# A -wal of so many pages is to be begun anew: whoever has committed writes back what that thread has left. The length
+# is looked at whenever this connection has written a tenth of the smaller of the two.
+WAL_PAGES: int = 3000
 
 LOG: Final = logging.getLogger("mycelia_storage")
 
@@ -71,7 +74,8 @@ class Writer:
         self._next_refresh = FIRST_REFRESH
         self._durable_mode = "FULL" if options.wal_mode else "EXTRA"
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
-        self._next_write_back = 0.0  # when this connection has written so many pages
+        self._next_write_back = 0.0  # when this connection has written so many pages, it looks at the -wal
+        self._anew_at = 0  # so many pages in the -wal: it is tried to begin it anew
         self._close_failure: StorageError | None = None
         self.trust: Trust = Trust(options.path)
         self.line: Line = Line()
@@ -85,7 +89,8 @@ class Writer:
         self._synchronous = self._options.synchronous
         self.connection: apsw.Connection = connection
         self.connection.wal_autocheckpoint(0)
-        self._next_write_back = WAL_PAGES / 10 if self._options.wal_mode else math.inf
+        self._next_write_back = _few_pages() if self._options.wal_mode else math.inf
+        self._anew_at = WAL_PAGES
         self.connection.set_busy_handler(self.patience)
         self.cursor: apsw.Cursor = self.connection.cursor()
         self.is_dormant: bool = False
@@ -259,7 +264,7 @@ class Writer:
 
     def distrust(self, reason: str) -> None:
         """Write nothing any more. Without a -wal what is read may be what is in doubt, so that is over too."""
-        self.trust.doubt = reason
+        self.trust.lose(reason)
         if not self._options.wal_mode:
             self._engine.refuse_reads()
 
@@ -298,7 +303,9 @@ class Writer:
         `waiting`: so many pages of the -wal are to be written back.
         """
         return self.connection.total_changes() >= self._next_refresh or (
-            waiting >= WAL_PAGES and not self.is_wal_left and self._may_have_grown()
+            waiting >= min(AHEAD_PAGES, WAL_PAGES)
+            and not (self.is_wal_left or self._engine.checkpoints.is_ahead)
+            and self._may_have_grown()
         )
 
     def _may_have_grown(self) -> bool:
@@ -378,14 +385,22 @@ class Writer:
             self.unlock()
 
     def _keep_wal_short(self) -> None:
-        """Write the -wal back where it is long. What fails is told to whoever writes next, if it is of importance."""
-        connection = self.connection
-        self._next_write_back = connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] + WAL_PAGES / 10
+        """Have the -wal written back where it is long. What fails is told to whoever writes next, if it matters."""
+        connection, checkpoints = self.connection, self._engine.checkpoints
+        self._next_write_back = connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] + _few_pages()
         self._next_look = 0  # a few changes have written much
+        if self.trust.doubt is not None or self.is_wal_left:
+            return
         try:
             pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-            if pages - done >= WAL_PAGES and not self.is_wal_left:
-                self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if pages < WAL_PAGES:
+                self._anew_at = WAL_PAGES
+            if checkpoints.is_ahead:
+                return
+            if pages < self._anew_at and (pages - done < AHEAD_PAGES or checkpoints.go_ahead()):
+                return
+            self._anew_at = pages + WAL_PAGES  # where somebody reads from it, it is not begun anew
+            self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except DRIVER_ERRORS as error:
             LOG.warning("%s: the -wal could not be written back, and is kept: %s", self._path, type(error).__name__)
 
@@ -472,3 +487,7 @@ class Writer:
             self.is_dormant = True
             self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self.connection.close(True)
+
+
+def _few_pages() -> float:
+    return min(AHEAD_PAGES, WAL_PAGES) / 10
