@@ -23,6 +23,7 @@ from mycelia_storage import (
     Storage,
     StorageError,
     StorageIOError,
+    Transaction,
     open_storage,
 )
 from mycelia_storage.engines.sqlite import checkpoints, writer
@@ -485,17 +486,18 @@ def test_nothing_is_promised_between_a_checkpoint_that_failed_and_the_one_that_m
 ) -> None:
     """What the disk confirms then might stand behind something that it has lost."""
     stopped = Gate(monkeypatch, checkpoints, "open_writer")
+
+    def fail_meanwhile(tx: Transaction) -> None:
+        tx.set("k", 3)
+        stopped.may_pass.set()
+        until(lambda: store._engine.writer.trust.doubt, "the doubt")  # type: ignore[attr-defined]
+
     with open_storage(path) as store:
         store.set("k", 2)
         assert stopped.comes.wait(30)
         with failing(ONCE):
-            with (
-                pytest.raises(StorageIOError, match="did not confirm"),
-                store.transaction(durable=True) as tx,
-            ):
-                tx.set("k", 3)
-                stopped.may_pass.set()
-                until(lambda: store._engine.writer.trust.doubt, "the doubt")  # type: ignore[attr-defined]
+            with pytest.raises(StorageIOError, match="did not confirm"):
+                store.run_transaction(fail_meanwhile, durable=True)
             until_written_back(store)
         assert store.get("k") == 2
         store.set("k", 4, durable=True)
