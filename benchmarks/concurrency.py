@@ -42,7 +42,10 @@ READERS: Final = 4
 PROCESSES: Final = 4
 THREADS_EACH: Final = 4
 ALONE: Final = "no writer"
-BESIDE: Final = "a writer"
+STEADY: Final = "a steady writer"
+WITHOUT_PAUSE: Final = "one without pause"
+# So many sets a second make a steady writer.
+STEADY_RATE: Final = 1_000
 _ENTRIES: Final = 2_000
 _KEY: Final = "counter"
 _PATIENCE: Final = 60.0
@@ -172,9 +175,9 @@ class Concurrency:
         by_threads = self.writes[mode][subject]
         return _median_ratio(by_threads[threads], by_threads[1])
 
-    def kept(self, subject: str) -> float:
-        """Which part of the reads is left beside a writer: the median of the rounds' ratios."""
-        return _median_ratio(self.reads[subject][BESIDE], self.reads[subject][ALONE])
+    def kept(self, subject: str, how: str) -> float:
+        """Which part of the reads is left beside such a writer: the median of the rounds' ratios."""
+        return _median_ratio(self.reads[subject][how], self.reads[subject][ALONE])
 
     def spread(self, subject: str) -> float:
         """The slowest thousandth of the changes by the median one: the median of the rounds."""
@@ -193,7 +196,7 @@ def measure_concurrency(
     names = [kind.name for kind in kinds]
     measured = Concurrency(
         writes={mode: {name: {threads: [] for threads in THREADS} for name in names} for mode in MODES},
-        reads={name: {ALONE: [], BESIDE: []} for name in names},
+        reads={name: {ALONE: [], STEADY: [], WITHOUT_PAUSE: []} for name in names},
         turns={name: [] for name in names},
     )
     for number in range(rounds):
@@ -245,11 +248,13 @@ def _measure_reads(
 
         reads = _reads(store, keys)
         write = _write_again(store, items)
-        done = {ALONE: 0, BESIDE: 0}
+        done = {ALONE: 0, STEADY: 0, WITHOUT_PAUSE: 0}
         for slice_ in range(_SLICES):
-            for how in rotated((ALONE, BESIDE), turn + slice_):
-                counts = work_together([*reads, *([write] if how == BESIDE else [])], seconds / 2)
+            for how in rotated((ALONE, STEADY, WITHOUT_PAUSE), turn + slice_):
+                beside = {ALONE: [], STEADY: [_paced(write)], WITHOUT_PAUSE: [write]}[how]
+                counts = work_together([*reads, *beside], seconds / 2)
                 done[how] += sum(counts[:READERS])
+                _expect(not beside or counts[READERS] > 0, kind, f"{how} has written nothing")
         for how, reads_done in done.items():
             measured.reads[kind.name][how].append(reads_done / (_SLICES * seconds / 2))
         _close(store, place)
@@ -272,6 +277,17 @@ def _reads(store: Shared, keys: Sequence[str]) -> list[Callable[[], object]]:
 def _write_again(store: Shared, items: Sequence[Item]) -> Callable[[], object]:
     chance = random.Random(READERS)
     return lambda: store.set(*chance.choice(items))
+
+
+def _paced(write: Callable[[], object]) -> Callable[[], object]:
+    """The same at `STEADY_RATE`; who was kept waiting catches up."""
+    started, numbers = time.monotonic(), count()
+
+    def write_in_time() -> None:
+        time.sleep(max(0.0, started + next(numbers) / STEADY_RATE - time.monotonic()))
+        write()
+
+    return write_in_time
 
 
 def work_together(works: Sequence[Callable[[], object]], seconds: float) -> list[int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from benchmarks.concurrency import ALONE, BESIDE, PROCESSES, READERS, THREADS_EACH
+from benchmarks.concurrency import ALONE, PROCESSES, READERS, STEADY, THREADS_EACH, WITHOUT_PAUSE
 from benchmarks.guards import UNGUARDED
 from benchmarks.harness import MEASURE
 from benchmarks.moving import CHANGES
@@ -184,10 +184,15 @@ def concurrency_lines(measured: Concurrency) -> list[str]:
     titles = ["synchronous", "", *threads, *(f"{number} vs 1" for number in threads[1:])]
     lines = ["sets a second, by the number of threads", *_table(titles, rows), ""]
     rows = [
-        [name, *(figure(statistics.median(found)) for found in by_how.values()), figure(measured.kept(name))]
+        [
+            name,
+            *(figure(statistics.median(found)) for found in by_how.values()),
+            *(figure(measured.kept(name, how)) for how in (STEADY, WITHOUT_PAUSE)),
+        ]
         for name, by_how in measured.reads.items()
     ]
-    lines += [f"reads a second by {READERS} threads", *_table(["", ALONE, BESIDE, "kept"], rows), ""]
+    titles = ["", ALONE, STEADY, WITHOUT_PAUSE, "kept, steady", "kept, without pause"]
+    lines += [f"reads a second by {READERS} threads, beside", *_table(titles, rows), ""]
     rows = [[name, *map(figure, _contention(measured, name))] for name in measured.turns]
     titles = ["", "a second", "median µs", "p99.9 µs", "p99.9 vs median", "least vs mean"]
     return [*lines, f"changes of one number, {PROCESSES} processes x {THREADS_EACH} threads", *_table(titles, rows)]
