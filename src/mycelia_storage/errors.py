@@ -315,6 +315,11 @@ class StorageClosedError(StorageError):
 
     code = "closed"
 
+    @classmethod
+    def of(cls, where: str) -> StorageClosedError:
+        """The usual one, of a store that is known by its path, or its server and database without a password."""
+        return cls(f"{where}: the store is closed")
+
 
 class StorageUnavailableError(StorageError):
     """The server cannot be reached, or the connection to it was lost before a commit. Nothing was written.

@@ -251,7 +251,7 @@ class StorageFacet:
         """Run a method with its options; what it raises, but for cancellation, is its answer."""
         try:
             if self._is_closed:
-                raise StorageClosedError("the facet was closed")
+                raise StorageClosedError(f"{self._storage._home.where}: the facet was closed")
             given = read_options(name, METHODS[name].options, options)
             if TRANSACTION_ID not in given:
                 return await work(self._storage, given, *arguments)

@@ -87,7 +87,7 @@ class OpenTransactions:
             self._beginning -= 1
         if self._is_closed:
             await asyncio.shield(self._start(_end(transaction, "rollback")))
-            raise StorageClosedError("the facet was closed")
+            raise StorageClosedError(f"{self._storage._home.where}: the facet was closed")
         # From here to the end nothing is awaited, so that a cancelled caller leaves nothing without an id.
         identifier = secrets.token_hex(_ID_BYTES)
         loop = asyncio.get_running_loop()

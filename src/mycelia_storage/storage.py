@@ -20,7 +20,6 @@ from mycelia_storage.entries import CheckReport, Status
 from mycelia_storage.errors import (
     InvalidValueError,
     StorageBusyError,
-    StorageClosedError,
     StorageError,
     StorageReadOnlyError,
     TransactionConflictError,
@@ -305,7 +304,7 @@ class Storage(Verbs):
         if self._inside:
             self._home.refuse_inside(waiting=True)
         if self._home.is_closed:
-            raise StorageClosedError("the store is closed")
+            raise self._home.closed_error()
         if self._is_read_only:
             raise StorageReadOnlyError("the store was opened with read_only=True")
         return self._auto
@@ -387,7 +386,7 @@ class Storage(Verbs):
 
         def rows() -> Primitives:
             if self._home.is_closed:
-                raise StorageClosedError("the store is closed")
+                raise self._home.closed_error()
             return snapshot
 
         def end() -> None:

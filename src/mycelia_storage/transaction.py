@@ -62,6 +62,8 @@ class Home:
 
     def __init__(self, engine: Engine, options: Options) -> None:
         self._engine = engine
+        # (An engine of others may say where it is, as PostgreSQL's does: without a password.)
+        self.where: str = options.path or getattr(engine, "where", f"{engine.backend}:")
         self._clock = engine.clock
         self.max_value_bytes: int = options.max_value_bytes
         self.read_only: bool = options.read_only
@@ -89,8 +91,12 @@ class Home:
         if self.inside:
             self.refuse_inside(waiting=writing)
         if self.is_closed:
-            raise StorageClosedError("the store is closed")
+            raise self.closed_error()
         return self._engine
+
+    def closed_error(self) -> StorageClosedError:
+        """For whoever uses the store after its end."""
+        return StorageClosedError.of(self.where)
 
     def check_durable(self, durable: object) -> bool:
         """Whether a commit has to survive a power cut. Raises ConfigError where it cannot."""
@@ -326,7 +332,7 @@ class Transaction(Verbs):
         if session is None or self._alone.why_late is not None:
             raise TransactionError(self._why_ended())
         if self._home.is_closed:
-            raise StorageClosedError("the store is closed")
+            raise self._home.closed_error()
         if self._outer is not None:
             self._outer._open_session()
         return session

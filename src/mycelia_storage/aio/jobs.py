@@ -250,11 +250,11 @@ def rest_of(queue: SimpleQueue[T | None]) -> list[T]:
             rest.append(item)
 
 
-def refuse(jobs: Sequence[Job]) -> None:
+def refuse(jobs: Sequence[Job], why: Callable[[], StorageClosedError]) -> None:
     """Answer calls that no thread will run any more."""
     for job in jobs:
         if job.session is not None and not job.is_alone:
             run(job, None)  # the end of a transaction, or a call that is told of it
         else:
-            job.error = StorageClosedError("the store is closed")
+            job.error = why()
     deliver(jobs)

@@ -20,7 +20,6 @@ from mycelia_storage.aio.transaction import AsyncTransaction
 from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
 from mycelia_storage.arguments import check_function
 from mycelia_storage.engines.limits import Limit
-from mycelia_storage.errors import StorageClosedError
 from mycelia_storage.options import DEFAULT_TARGET
 from mycelia_storage.retries import RETRIED, Retries
 from mycelia_storage.storage import Storage, open_storage
@@ -309,4 +308,4 @@ class AsyncStorage(AsyncVerbs):
         if self._inside:
             self._home.refuse_inside()
         if self._threads.is_closed:
-            raise StorageClosedError("the store is closed")
+            raise self._home.closed_error()

@@ -34,6 +34,7 @@ from mycelia_storage.errors import StorageBusyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mycelia_storage.errors import StorageClosedError
     from mycelia_storage.storage import Storage
 
 R = TypeVar("R")
@@ -108,7 +109,7 @@ class Readers:
     def refuse_rest(self) -> None:
         """No thread takes anything any more: answer what is left, and what will come."""
         self.is_over = True
-        refuse(rest_of(self._queue))
+        refuse(rest_of(self._queue), self._threads.closed_error)
 
     def _serve(self) -> None:
         queue, batch, storage = self._queue, self._batch, self._threads.storage
@@ -214,7 +215,7 @@ class Writer:
     def refuse_rest(self) -> None:
         """The thread takes nothing any more: answer what is left, and what will come."""
         self.is_over = True
-        refuse([job for jobs in rest_of(self._queue) for job in jobs])
+        refuse([job for jobs in rest_of(self._queue) for job in jobs], self._threads.closed_error)
 
     def _serve(self) -> None:
         is_stopping = False
@@ -343,6 +344,10 @@ class Threads:
         self._lock = threading.Lock()
         self._make()
         _all.add(self)
+
+    def closed_error(self) -> StorageClosedError:
+        """For whoever calls after the end."""
+        return self.storage._home.closed_error()
 
     def _make(self) -> None:
         self.writer: Writer = Writer(self, self.busy_timeout)

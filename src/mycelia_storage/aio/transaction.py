@@ -18,7 +18,7 @@ from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.streams import until_done
 from mycelia_storage.aio.verbs import AsyncVerbs
 from mycelia_storage.engines.limits import Limit
-from mycelia_storage.errors import StorageBusyError, StorageClosedError, TransactionError
+from mycelia_storage.errors import StorageBusyError, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -223,7 +223,7 @@ class AsyncTransaction(AsyncVerbs):
 
     def _check_open(self) -> None:
         if self._threads.is_closed:
-            raise StorageClosedError("the store is closed")
+            raise self._threads.closed_error()
 
     async def _run(self, function: Callable[[Transaction], R], *, is_read: bool = False) -> R:
         """Run a call, the only one at its time. When the caller is cancelled, a read is stopped, a write finishes."""

@@ -272,7 +272,7 @@ class MemoryEngine:
     def ended_error(self) -> StorageError:
         """Why a session takes no more calls."""
         if self._closed:
-            return StorageClosedError("the store is closed")
+            return StorageClosedError.of("memory:")
         return TransactionError("the transaction has ended")
 
     def holds_expiring(self) -> bool:
@@ -380,7 +380,7 @@ class _Closed(contextlib.AbstractContextManager[object]):
     """Stands where the lock of a closed store was."""
 
     def __enter__(self) -> object:
-        raise StorageClosedError("the store is closed")
+        raise StorageClosedError.of("memory:")
 
     def __exit__(self, *_: object) -> None:
         """Never entered."""

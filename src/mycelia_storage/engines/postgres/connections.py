@@ -294,7 +294,7 @@ class Connections:
         last = time.monotonic() + (self._patience if patience is None else patience)
         while True:
             if self.is_closed:
-                raise StorageClosedError("the store is closed")
+                raise StorageClosedError.of(self._where)
             try:
                 connection: Connection = Connection.connect(self._conninfo, **self._settings)
             except psycopg.Error as error:
@@ -333,7 +333,7 @@ class Connections:
                     raise timeout_error() from None
             except psycopg_pool.PoolClosed:
                 if self.is_closed:
-                    raise StorageClosedError("the store is closed") from None
+                    raise StorageClosedError.of(self._where) from None
                 self._pool.open()  # the child of a fork, which needs one for the first time
                 continue
             else:

@@ -27,7 +27,7 @@ from mycelia_storage.engines.postgres.failures import (
     to_storage_error,
 )
 from mycelia_storage.engines.postgres.parameters import parameters_of
-from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, Auto, PostgresSession, closed_or_ended
+from mycelia_storage.engines.postgres.session import LEVELS, LOCAL, Auto, PostgresSession
 from mycelia_storage.engines.postgres.statements import Wording
 from mycelia_storage.errors import (
     ConfigError,
@@ -35,6 +35,7 @@ from mycelia_storage.errors import (
     StorageClosedError,
     StorageError,
     TransactionConflictError,
+    TransactionError,
 )
 from mycelia_storage.retries import Retries
 
@@ -210,7 +211,7 @@ class PostgresEngine:
         self._sessions.add(session)
         if self._is_closed:
             session.end()
-            raise StorageClosedError("the store is closed")
+            raise StorageClosedError.of(self.where)
         return session
 
     def snapshot(self) -> Snapshot:
@@ -302,12 +303,12 @@ class PostgresEngine:
 
     def ended_error(self) -> StorageError:
         """Why a session takes no more calls."""
-        return closed_or_ended(is_closed=self._is_closed)
+        return StorageClosedError.of(self.where) if self._is_closed else TransactionError("the transaction has ended")
 
     def failure(self, error: psycopg.Error, *, committing: bool = False) -> StorageError:
         """The library's error for one of the driver's; `committing` as in `to_storage_error`."""
         if self._is_closed and not (committing and is_open_question(error)):
-            return StorageClosedError("the store is closed")
+            return StorageClosedError.of(self.where)
         return to_storage_error(error, self.where, committing=committing)
 
     def until(self) -> float | None:
@@ -378,7 +379,7 @@ class PostgresEngine:
     def migrate(self, to: int | None) -> None:
         """There is one version so far, which every store has since it was opened."""
         if self._is_closed:
-            raise StorageClosedError("the store is closed")
+            raise StorageClosedError.of(self.where)
         if to not in (None, schema.SCHEMA_VERSION):
             raise ConfigError(f"to: a store in PostgreSQL has schema version {schema.SCHEMA_VERSION}, and no other")
 

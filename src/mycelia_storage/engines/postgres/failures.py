@@ -138,7 +138,7 @@ def to_storage_error(error: psycopg.Error, where: str, *, committing: bool = Fal
     """
     state = state_of(error)
     if isinstance(error, psycopg_pool.PoolClosed):
-        return StorageClosedError("the store is closed")
+        return StorageClosedError.of(where)
     if committing and is_open_question(error):
         return outcome_unknown(where)
     if state in CONFLICTS or (state == UNIQUE and (error.diag.constraint_name or "").endswith("_pkey")):

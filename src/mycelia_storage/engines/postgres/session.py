@@ -26,7 +26,7 @@ from mycelia_storage.engines.postgres.failures import (
     taken,
 )
 from mycelia_storage.engines.postgres.statements import Statements
-from mycelia_storage.errors import StorageClosedError, StorageError, TransactionConflictError, TransactionError
+from mycelia_storage.errors import StorageError, TransactionConflictError, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -446,8 +446,3 @@ class PostgresSession(Statements):
         with self._running:
             self._back(f"point_{savepoint}")
         self._points = savepoint - 1
-
-
-def closed_or_ended(*, is_closed: bool) -> StorageError:
-    """Why a session takes no more calls."""
-    return StorageClosedError("the store is closed") if is_closed else TransactionError("the transaction has ended")

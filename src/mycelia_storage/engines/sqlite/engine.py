@@ -316,7 +316,7 @@ class SQLiteEngine:
 
     def closed_error(self) -> StorageClosedError:
         """Why the store takes no more calls."""
-        return StorageClosedError(self._why_closed or _CLOSED)
+        return StorageClosedError(f"{self.path}: {self._why_closed or _CLOSED}")
 
     def reading(self) -> contextlib.AbstractContextManager[apsw.Connection]:
         """A reader's connection, for one statement."""
