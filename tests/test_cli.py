@@ -165,7 +165,22 @@ def test_delete_by_prefix_only_with_yes(shell: Shell, here: Callable[..., Result
     assert here("list").out == b"other\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--yes"], ["a", "--prefix", "b"], ["--prefix", "", "--yes"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--yes"],
+        ["a", "--prefix", "b"],
+        ["--prefix", "", "--yes"],
+        ["a", "--where", "$key=a", "--yes"],
+        ["--prefix", "a", "--where", "$key=a", "--yes"],
+        ["--filter", "[]", "--yes"],
+        ["--filter", "null", "--yes"],
+        ["--filter", '{"or": [{"and": []}, {"field": "a", "operator": "eq", "value": 1}]}', "--yes"],
+        ["--filter", "[]"],
+        ["--where", "a", "--yes"],
+    ],
+)
 def test_delete_wants_to_know_what(arguments: list[str], here: Callable[..., Result]) -> None:
     here("set", "a", "1")
     done = here("delete", *arguments)

@@ -104,6 +104,34 @@ def run(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Runner:
     return runner
 
 
+# ---- delete
+
+
+def test_delete_by_conditions_only_tells_how_many_without_yes(run: Runner) -> None:
+    japanese = ("--where", "countrycode=JP", "-w", "population>1e6")
+    expected = run("query", "--keys", *japanese).out.decode().split()
+    assert len(expected) == 2
+    assert run.refused("delete", *japanese) == "2 entries match: add --yes to delete them"
+    assert run.refused("delete", "--where", "name=Lagos") == "1 entry matches: add --yes to delete it"
+    assert run.refused("delete", "--where", "name=Lagos", "-n", "other") == "0 entries match: add --yes to delete them"
+    assert run("query").keys == list(CITIES)
+    done = run.child("delete", *japanese, "--yes")
+    assert (done.code, done.json, done.err) == (0, {"deleted": 2}, "")
+    assert run("query").keys == [key for key in CITIES if key not in expected]
+    again = run("delete", *japanese, "--yes")
+    assert (again.code, again.json) == (0, {"deleted": 0})
+
+
+def test_delete_takes_the_json_form(run: Runner) -> None:
+    either = {"not": {"field": "name", "operator": "eq", "value": "Lagos"}}
+    done = run.child("delete", "--filter", "-", "--yes", stdin=json.dumps(either).encode())
+    assert (done.code, done.json) == (0, {"deleted": 4})
+    assert [line["value"]["name"] for line in run("query").lines] == ["Lagos"]
+    everything = run.refused("delete", "--filter", "[]", "--yes")
+    assert everything == "filter: delete needs one that compares something"
+    assert run("count").json == 1
+
+
 # ---- query
 
 

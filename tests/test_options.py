@@ -8,12 +8,15 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mycelia_storage import ConfigError, Storage, StorageBusyError, open_storage
 from mycelia_storage.options import Options, StorageOptions, read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def opened(target: Any, **options: Any) -> Storage:
@@ -342,5 +345,41 @@ def test_a_file_can_have_every_name_all_the_same(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     with open_storage(Path(name)) as store:
         store.set("a", 1)
-    with open_storage(db_path=name) as store:
+    with open_storage(db_path=Path(name) if "://" in name else name) as store:
         assert store.get("a") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        (
+            "postgresql://app:hunter2@db/app",
+            "give it as the target, open_storage('postgresql://…'), or as the option dsn",
+        ),
+        ("POSTGRES://app:hunter2@db/app", "or as the option dsn with the backend 'postgresql'"),
+        ("sqlite:///data/app.db", "give the path without 'sqlite://', or the URL as the target"),
+        ("mysql://root:hunter2@db/app", "for a file of that name give a Path"),
+    ],
+)
+def test_a_url_as_the_path_of_a_file_makes_none(
+    url: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ways: list[Callable[[], object]] = [
+        lambda: open_storage(db_path=url),
+        lambda: open_storage(db_path=f" {url}"),
+        lambda: open_storage({"storage": {"backend": "sqlite", "options": {"dbPath": url}}}),
+        lambda: open_storage({"options": {"db_path": url}}, base_dir=tmp_path),
+    ]
+    for way in ways:
+        with pytest.raises(ConfigError) as refused:
+            way()
+        message = str(refused.value)
+        assert message.startswith("db_path: ")
+        assert advice in message
+        assert "hunter2" not in message
+        assert "@" not in message
+    assert list(tmp_path.iterdir()) == []
+    with open_storage(db_path=Path(url)) as store:  # which is taken literally
+        store.set("a", 1)
+    assert (tmp_path / url).is_file()

@@ -176,6 +176,8 @@ def read_options(target: object, given: Mapping[str, object]) -> Options:
     else:
         if path is not None and path != DEFAULT_TARGET and "db_path" in options:
             raise ConfigError(f"db_path: the target {_text(path)} is a path already: give one of the two")
+        if backend == "sqlite":
+            _refuse_url(options.get("db_path"))
         path = options.pop("db_path", path if path is not None else DEFAULT_TARGET)
     base_dir = options.pop("base_dir", None)
     checked = {name: _CHECKS[name](name, value) for name, value in options.items()}
@@ -285,6 +287,26 @@ def _refuse_lookalike(target: str) -> None:
     else:
         return
     raise ConfigError(f"target: {what} is taken for a mistake: {right}")
+
+
+def _refuse_url(path: object) -> None:
+    """A `db_path` that is a URL, and would quietly become a file in directories of its name.
+
+    No more is shown than its scheme, behind which a password might stand. (A Path is taken literally.)
+    """
+    found = _SCHEME.match(path.strip()) if isinstance(path, str) else None
+    if found is None:
+        return
+    scheme = found[1].lower()
+    url = f"'{scheme}://…'"
+    if scheme in ("postgresql", "postgres") or registry.is_registered(scheme):
+        backend = "postgresql" if scheme == "postgres" else scheme
+        right = f"give it as the target, open_storage({url}), or as the option dsn with the backend {backend!r}"
+    elif scheme == "sqlite":
+        right = f"give the path without {scheme + '://'!r}, or the URL as the target, open_storage('sqlite:///…')"
+    else:
+        right = "for a file of that name give a Path"
+    raise ConfigError(f"db_path: {url} is a URL, and the path of a SQLite file is needed: {right}")
 
 
 def _path_of_url(url: str, rest: str) -> str:

@@ -52,18 +52,18 @@ def read_condition(given: object, verb: str) -> Filter:
     return given.filter
 
 
-def read_choice(given: object, verb: str) -> Filter:
+def read_choice(given: object, verb: str, otherwise: str = "; clear() removes every entry") -> Filter:
     """The same for a verb that removes what it finds: a filter that every entry meets is a mistake there.
 
     It is mostly a list of conditions that stayed empty, on its own or in a place where it makes up for all others.
     """
     wanted = read_condition(given, verb)
     if given is None or not wanted.size.leaves:
-        raise InvalidFilterError(f"filter: {verb} needs one that compares something; clear() removes every entry")
+        raise InvalidFilterError(f"filter: {verb} needs one that compares something{otherwise}")
     if answer_to_all(wanted) is True:
         raise InvalidFilterError(
-            f"filter: {verb} needs one that tells entries apart, and an empty group makes this one match every entry; "
-            "clear() removes every entry"
+            f"filter: {verb} needs one that tells entries apart, and an empty group makes this one match every entry"
+            f"{otherwise}"
         )
     return wanted
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MAX_SCANS: Final = 16
+_END_SCANS: Final = (
+    "end some, by close(), a with block or a walk to their end; pages() holds nothing between two pages, however many"
+)
 # A verb that others came between is run again so often, and not begun again after so many seconds.
 _ATTEMPTS: Final = 200
 _DEADLINE: Final = 30.0
@@ -377,7 +380,9 @@ class Storage(Verbs):
         try:
             slot = self._scan_slots.pop()
         except IndexError:
-            raise StorageBusyError(f"{MAX_SCANS} scans are open: close or exhaust some") from None
+            # At once: whoever has forgotten scans would wait for itself.
+            message = f"{self._home.where}: {MAX_SCANS} scans are open, and no more can be: {_END_SCANS}"
+            raise StorageBusyError(message) from None
         try:
             snapshot = engine.snapshot()
         except BaseException:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import traceback
@@ -432,5 +433,65 @@ def test_many_threads_that_come_at_once_while_the_server_is_away_are_all_told(
         assert set(told) == {StorageUnavailableError}
         assert store.get("key") == 1
     # They have tried dozens of times.
-    said = [record.msg for record in caplog.records if record.name == "psycopg.pool" and "connecting" in record.msg]
-    assert len(said) <= 1
+    said = [(record.name, record.levelname) for record in caplog.records]
+    assert said == [("mycelia_storage", "WARNING")]
+
+
+AWAY = """
+import sys, threading
+from mycelia_storage import StorageUnavailableError, open_storage
+
+dsn, schema = sys.argv[1:]
+with open_storage(dsn, schema=schema, busy_timeout=0.5) as store:
+    store.set("key", 1)
+    print("ready", flush=True)
+    input()
+    for call in [lambda: store.get("key"), lambda: store.set("key", 2), lambda: store.query()]:
+        try:
+            call()
+        except StorageUnavailableError as error:
+            print(error, flush=True)
+    input()
+    print(store.get("key"), flush=True)
+"""
+
+
+def test_a_program_that_configured_no_logging_hears_once_that_the_server_is_away(
+    server: PostgresServer, postgres_schema: str
+) -> None:
+    command = [sys.executable, "-c", AWAY, server.dsn(), postgres_schema]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        assert program.stderr is not None
+        assert program.stdout.readline() == "ready\n", program.communicate("")[1]
+        server.stop()
+        program.stdin.write("\n")
+        program.stdin.flush()
+        told = [program.stdout.readline() for _ in range(3)]
+        server.start()
+        program.stdin.write("\n")
+        program.stdin.close()
+        assert program.stdout.read() == "1\n"
+        said = program.stderr.read()
+    where = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
+    assert told == [f"{where}: the server could not be reached for 0.5 s\n"] * 3
+    assert re.fullmatch(rf"{re.escape(where)}: .*cannot be reached.*, it is tried again\)\n", said), said
+
+
+def test_a_program_that_wants_to_hear_the_pool_hears_it(
+    server: PostgresServer, postgres_schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_storage(server.dsn(), schema=postgres_schema, busy_timeout=0.2) as store:
+        server.stop()
+        with caplog.at_level(logging.INFO, "psycopg"), pytest.raises(StorageUnavailableError):
+            store.get("key")
+        assert "psycopg.pool" in {record.name for record in caplog.records if record.levelno == logging.WARNING}
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "mycelia_storage"):
+            server.start()
+            assert store.get("key") is None
+        assert [record.message for record in caplog.records if record.name == "mycelia_storage"] == [
+            f"{store.get_status().target}: the server can be reached again"
+        ]

@@ -1,9 +1,9 @@
 """The verbs of the command line, and the one place where whatever fails becomes one line and an exit code.
 
 Called by `main`. A verb opens the store, calls it and prints. What is longer stands in `importing`, `importing_from`
-and `exporting`, the verbs that ask what documents contain in `querying`, those on indexes in `indexes`, those on
-backups in `backups`, the one that copies between stores in `moving`, those on damage and migrations in `repairs` and
-`doctor`, and the one on keys in `keys`.
+and `exporting`, the verbs that ask what documents contain in `querying`, the one that deletes in `deleting`, those on
+indexes in `indexes`, those on backups in `backups`, the one that copies between stores in `moving`, those on damage
+and migrations in `repairs` and `doctor`, and the one on keys in `keys`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import typer
 from typer.main import get_command
 
 from mycelia_storage import Storage, __version__, open_storage
-from mycelia_storage.cli import backups, doctor, failures, indexes, keys, moving, output, querying, repairs
+from mycelia_storage.cli import backups, deleting, doctor, failures, indexes, keys, moving, output, querying, repairs
 from mycelia_storage.cli.exporting import export
 from mycelia_storage.cli.failures import CommandError, InputError, UsageError
 from mycelia_storage.cli.importing import ImportOptions, Outcome, run_import
 from mycelia_storage.cli.importing_from import import_from_library
+from mycelia_storage.cli.listing import key_pages
 from mycelia_storage.cli.opening import (
     ENVIRONMENT,
     Namespace,
@@ -39,11 +40,9 @@ from mycelia_storage.keys import DEFAULT_NAMESPACE
 from mycelia_storage.options import read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 
-# A listing is read in pages of so many keys, so that it takes the same memory however long it is.
-_PAGE: Final = 10_000
 _DEBUG_ENVIRONMENT: Final = "MYCELIA_STORAGE_DEBUG"
 
 app: typer.Typer = typer.Typer(
@@ -134,28 +133,7 @@ def set_value(
     output.show_facts({"key": key, "version": new}, f"stored {key!r}")
 
 
-@app.command()
-def delete(
-    context: typer.Context,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", show_default=False)] = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Delete all keys that begin with TEXT.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do delete by --prefix.")] = False,
-) -> None:
-    """Delete the KEYs, or with --prefix and --yes all that begin alike, in one transaction."""
-    if bool(keys) == (prefix is not None):
-        raise UsageError("name keys to delete, or a --prefix, and not both")
-    if prefix == "":
-        raise UsageError("an empty --prefix would delete every key")
-    is_count = prefix is not None and not yes
-    with open_to_read(context) if is_count else open_store(context) as store:
-        if prefix is None:
-            deleted, missing = _delete_keys(store, keys or [], namespace)
-        else:
-            deleted, missing = _delete_prefix(store, prefix, namespace, is_meant=yes), []
-    output.show_facts({"deleted": deleted}, f"deleted {output.entry_count(deleted)}")
-    if missing:
-        raise InputError(f"not found: {', '.join(map(repr, missing))}")
+app.command()(deleting.delete)
 
 
 @app.command("list")
@@ -172,7 +150,7 @@ def list_keys(
 ) -> None:
     """Print keys in their order, one a line."""
     with open_to_read(context) as store:
-        pages = _pages(
+        pages = key_pages(
             store,
             limit,
             namespace=namespace,
@@ -360,39 +338,6 @@ def _forget_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-def _delete_keys(store: Storage, keys: list[str], namespace: str) -> tuple[int, list[str]]:
-    """How many were deleted, and which were not there."""
-    different = list(dict.fromkeys(keys))
-    with store.transaction() as tx:
-        missing = [key for key in different if not tx.delete(key, namespace=namespace)]
-    return len(different) - len(missing), missing
-
-
-def _delete_prefix(store: Storage, prefix: str, namespace: str, *, is_meant: bool) -> int:
-    if not is_meant:
-        count = sum(map(len, _pages(store, None, prefix=prefix, namespace=namespace)))
-        begin = "key begins" if count == 1 else "keys begin"
-        raise UsageError(f"{count:,} {begin} with {prefix!r}: add --yes to delete {'it' if count == 1 else 'them'}")
-    deleted = 0
-    with store.transaction() as tx:
-        while page := tx.list_keys(prefix=prefix, limit=_PAGE, namespace=namespace):
-            deleted += tx.delete_many(page, namespace=namespace)
-    return deleted
-
-
-def _pages(store: Storage, limit: int | None, *, offset: int = 0, **what: Any) -> Iterator[list[str]]:
-    """The keys of `list_keys` in pages, each begun behind the one before."""
-    while limit is None or limit > 0:
-        size = _PAGE if limit is None else min(_PAGE, limit)
-        keys = store.list_keys(limit=size, offset=offset, **what)
-        yield keys
-        if len(keys) < size:
-            return
-        what["start_after"] = keys[-1]
-        offset = 0
-        limit = None if limit is None else limit - size
 
 
 def _parse(data: bytes, what: str) -> object:

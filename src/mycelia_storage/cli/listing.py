@@ -1,6 +1,6 @@
 """How the entries of a query are printed: a JSON object a line for a pipe, a table on a terminal.
 
-Called by `querying`.
+Called by `querying`, and by the verbs that list keys.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from mycelia_storage.filters import DOCUMENT, METADATA
 from mycelia_storage.matching import Candidate, lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from mycelia_storage import Storage
     from mycelia_storage.entries import Entry
     from mycelia_storage.filters import Path
 
+# A listing is read in pages of so many keys, so that it takes the same memory however long it is.
+_PAGE: Final = 10_000
 _LINES: Final = 500
 _WIDEST_CELL: Final = 40
 _GAP: Final = 2
@@ -140,3 +143,16 @@ def _cell(value: Any) -> str:
 
 def _shortened(text: str) -> str:
     return text if cell_len(text) <= _WIDEST_CELL else set_cell_size(text, _WIDEST_CELL - 1) + "…"
+
+
+def key_pages(store: Storage, limit: int | None, *, offset: int = 0, **what: Any) -> Iterator[list[str]]:
+    """The keys of `list_keys` in pages, each begun behind the one before."""
+    while limit is None or limit > 0:
+        size = _PAGE if limit is None else min(_PAGE, limit)
+        keys = store.list_keys(limit=size, offset=offset, **what)
+        yield keys
+        if len(keys) < size:
+            return
+        what["start_after"] = keys[-1]
+        offset = 0
+        limit = None if limit is None else limit - size

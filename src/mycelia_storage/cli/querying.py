@@ -1,6 +1,6 @@
 """The verbs `query`, `count` and `explain`: entries by what their documents contain.
 
-Called by `app`. `where` reads the conditions, `listing` prints what was found.
+Called by `app`, and by `deleting` for its conditions. `where` reads the conditions, `listing` prints what was found.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def query(
     """Print the entries that all conditions match, in key order or by --sort."""
     if (show is not None) + entry + keys > 1:
         raise UsageError("--show, --entry and --keys cannot go together")
-    wanted = _filter(where, json_filter)
+    wanted = read_filter(where, json_filter)
     form = listing.Form(tuple(parse_field(text, "--show") for text in show or ()), is_whole=entry, is_keys=keys)
     order = list(parse_sort(sort, "--sort"))
     with open_to_read(context) as store:
@@ -84,7 +84,7 @@ def count(
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> None:
     """Print how many entries all conditions match; without any, how many there are."""
-    wanted = _filter(where, json_filter)
+    wanted = read_filter(where, json_filter)
     with open_to_read(context) as store:
         found = store.count(wanted, namespace=namespace)
     output.show_json(found)
@@ -99,7 +99,7 @@ def explain(
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> None:
     """Tell how a query would be run: the indexes it uses, and the one that would help."""
-    wanted = _filter(where, json_filter)
+    wanted = read_filter(where, json_filter)
     with open_to_read(context) as store:
         plan = store.explain(wanted, sort=list(parse_sort(sort, "--sort")), limit=limit, namespace=namespace)
     facts = msgspec.to_builtins(plan)
@@ -119,7 +119,7 @@ def command_of(advice: str) -> str:
     return shlex.join([*words, *fields])
 
 
-def _filter(conditions: list[str] | None, text: str | None) -> Filter | None:
+def read_filter(conditions: list[str] | None, text: str | None) -> Filter | None:
     """All conditions and the JSON filter together; None without any."""
     several = conditions is not None and len(conditions) > 1
     found = [

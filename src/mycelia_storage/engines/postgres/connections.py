@@ -18,6 +18,7 @@ import logging
 import os
 import select
 import socket
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 RV = TypeVar("RV")
 LOG: Final = logging.getLogger("mycelia_storage")
 SQL_LOG: Final = logging.getLogger("mycelia_storage.sql")
+_POOL_LOG: Final = logging.getLogger("psycopg.pool")
 
 # A caller who waits for a connection asks for one to be opened so often.
 _SLICE_SECONDS: Final = 0.1
@@ -190,27 +192,48 @@ class Connection(psycopg.Connection[TupleRow]):
             there.shutdown(socket.SHUT_RDWR)
 
 
-class _Seldom(logging.Filter):
-    """Lets our pools say once in a while, and not several times a second, that they cannot connect.
+class _NotOurPools(logging.Filter):
+    """Keeps the pool's own warnings on our connections back, unless the program has given its logger a level.
 
-    For each caller who waits they try again that often here, and a server may be away for hours.
+    For each caller who waits it tries again several times a second, and says so each time, with the addresses of
+    objects. Where nothing was configured, that went to stderr. What a program needs to hear `_Away` says.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._not_before: dict[str, float] = {}
-
     def filter(self, record: logging.LogRecord) -> bool:
-        if not isinstance(record.args, tuple) or _NAME not in record.args or record.levelno < logging.WARNING:
-            return True
-        now, kind = time.monotonic(), str(record.msg)
-        if now < self._not_before.get(kind, now):
-            return False
-        self._not_before[kind] = now + _SAY_AGAIN_SECONDS
-        return True
+        is_ours = isinstance(record.args, tuple) and any(
+            isinstance(told, Connection) or told == _NAME for told in record.args
+        )
+        # (The driver gives its own logger the level WARNING where it has none.)
+        is_wanted = _POOL_LOG.level != logging.NOTSET or _POOL_LOG.isEnabledFor(logging.INFO)
+        return is_wanted or not is_ours or record.levelno < logging.WARNING
 
 
-logging.getLogger("psycopg.pool").addFilter(_Seldom())
+_POOL_LOG.addFilter(_NotOurPools())
+
+
+class _Away:
+    """Says once in a while that the server of one store cannot be reached, and once that it can be again."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._lock = threading.Lock()
+        self._not_before: float | None = None  # while it is away
+
+    def failed(self, error: psycopg.Error) -> None:
+        """An attempt to connect did."""
+        with self._lock:
+            now = time.monotonic()
+            if self._not_before is not None and now < self._not_before:
+                return
+            self._not_before = now + _SAY_AGAIN_SECONDS
+        LOG.warning("%s (while anybody waits for it, it is tried again)", to_storage_error(error, self._where))
+
+    def succeeded(self) -> None:
+        """An attempt to connect did."""
+        with self._lock:
+            was_away, self._not_before = self._not_before is not None, None
+        if was_away:
+            LOG.info("%s: the server can be reached again", self._where)
 
 
 class Connections:
@@ -237,6 +260,7 @@ class Connections:
         self._patience = patience
         self._settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": prepare_threshold}
         self._last_failure: tuple[float, psycopg.Error] | None = None
+        self._away = _Away(where)
         # Of transactions that nobody has any more. The garbage collector put them here, which must not take a lock.
         self.abandoned: deque[Connection] = deque()
         self.is_closed: bool = False
@@ -265,15 +289,18 @@ class Connections:
         noted = self
 
         class Noting(Connection):
-            """Notes why it could not connect, which the pool only logs."""
+            """Notes why it could not connect, and that it could."""
 
             @classmethod
             def connect(cls, conninfo: str = "", **settings: Any) -> Any:
                 try:
-                    return super().connect(conninfo, **settings)
+                    connection = super().connect(conninfo, **settings)
                 except psycopg.Error as error:
                     noted._last_failure = (time.monotonic(), error)
+                    noted._away.failed(error)
                     raise
+                noted._away.succeeded()
+                return connection
 
         return Noting
 
@@ -458,6 +485,7 @@ class Connections:
         """
         kept: list[object] = [self._pool, list(self.abandoned), list(self._kept)]
         self.abandoned, self._kept, self._waiting = deque(), deque(), deque()
+        self._away = _Away(self._where)  # whose lock a thread may have had that is not here
         if not self.is_closed:
             self._pool = self._new_pool()
         return kept
