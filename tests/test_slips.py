@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy as copying
+import inspect
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mycelia_storage import (
+    AsyncNamespace,
     AsyncStorage,
+    AsyncTransaction,
     InvalidValueError,
     Storage,
     TransactionError,
@@ -153,3 +156,27 @@ def test_a_value_that_holds_itself_is_told_from_a_deep_one(memory_store: Storage
         place = [place]
     with pytest.raises(InvalidValueError, match=r"^\$(\[0\]){19}: NaN"):
         memory_store.set("a", place)
+
+
+def test_a_forgotten_await_is_warned_of_by_the_name_that_was_written() -> None:
+    async def forget() -> None:
+        async with open_async_storage("memory:") as store:
+            with pytest.warns(RuntimeWarning, match=r"^coroutine 'AsyncStorage\.get' was never awaited"):
+                store.get("a")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+            with pytest.warns(RuntimeWarning, match=r"^coroutine 'AsyncNamespace\.set' was never awaited"):
+                store.namespace("n").set("a", 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+            async with store.transaction() as tx:
+                with pytest.warns(RuntimeWarning, match=r"^coroutine 'AsyncTransaction\.set' was never awaited"):
+                    tx.set("a", 1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+            assert await store.count() == 0
+
+    asyncio.run(forget())
+
+
+@pytest.mark.parametrize("kind", [AsyncStorage, AsyncTransaction, AsyncNamespace])
+def test_every_awaited_verb_has_the_name_of_its_class(kind: type[Any]) -> None:
+    names = [name for name, verb in inspect.getmembers(kind) if not name.startswith("_") and callable(verb)]
+    assert {"get", "set_many", "scan"} <= set(names)
+    shown = {name: getattr(kind, name).__qualname__ for name in names}
+    assert shown == {name: f"{kind.__name__}.{name}" for name in names}
+    assert all(pickle.loads(pickle.dumps(getattr(kind, name))) is getattr(kind, name) for name in names)

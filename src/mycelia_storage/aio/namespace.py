@@ -12,6 +12,7 @@ from mycelia_storage.aio.verbs import (
     Front,
     converting,
     loading,
+    named,
     querying,
     reading,
     reading_many,
@@ -31,6 +32,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@named
 class AsyncNamespace(Generic[T]):
     """The verbs on the entries of one namespace, whose values are of type T. See `Namespace` for what each does."""
 

@@ -17,7 +17,7 @@ from mycelia_storage.aio.jobs import Read, Task
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.threads import Threads, run_in_thread
 from mycelia_storage.aio.transaction import AsyncTransaction
-from mycelia_storage.aio.verbs import AsyncVerbs, querying, writing_alone
+from mycelia_storage.aio.verbs import AsyncVerbs, named, querying, writing_alone
 from mycelia_storage.arguments import check_function
 from mycelia_storage.engines.limits import Limit
 from mycelia_storage.options import DEFAULT_TARGET
@@ -112,6 +112,7 @@ def _copying(
     return call
 
 
+@named
 class AsyncStorage(AsyncVerbs):
     """An open store whose verbs are awaited, for any number of tasks and event loops. Close it, or use `async with`.
 

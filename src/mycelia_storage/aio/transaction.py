@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from mycelia_storage.aio.jobs import Session, Task
 from mycelia_storage.aio.namespace import AsyncNamespace
 from mycelia_storage.aio.streams import until_done
-from mycelia_storage.aio.verbs import AsyncVerbs
+from mycelia_storage.aio.verbs import AsyncVerbs, named
 from mycelia_storage.engines.limits import Limit
 from mycelia_storage.errors import StorageBusyError, TransactionError
 
@@ -39,6 +39,7 @@ T = TypeVar("T")
 _GRACE: Final = 0.02
 
 
+@named
 class AsyncTransaction(AsyncVerbs):
     """An async context manager: leaving the block commits, an exception or a cancellation rolls back.
 

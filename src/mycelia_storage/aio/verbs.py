@@ -11,6 +11,7 @@ import functools
 from asyncio import sleep
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from mycelia_storage.aio.at_once import LATER
@@ -27,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
+C = TypeVar("C", bound=type)
 
 # A read of more keys than this is one that others do not wait behind.
 _MANY_KEYS = 500
@@ -206,6 +208,19 @@ def _is_long(keys: Any) -> bool:
         return len(keys) > _MANY_KEYS
     except TypeError:
         return True  # an iterator
+
+
+def named(cls: C) -> C:
+    """Give a class its verbs under its own name, which is what Python warns with where an await was forgotten."""
+    for name in dir(cls):
+        verb = getattr(cls, name)
+        of_store = getattr(verb, "__wrapped__", None)
+        if isinstance(verb, FunctionType) and of_store is not None:
+            own = FunctionType(verb.__code__, verb.__globals__, name, verb.__defaults__, verb.__closure__)
+            functools.update_wrapper(own, of_store)
+            own.__qualname__, own.__module__ = f"{cls.__qualname__}.{name}", cls.__module__
+            setattr(cls, name, own)
+    return cls
 
 
 class AsyncVerbs:
