@@ -11,6 +11,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import apsw
 import orjson
@@ -44,13 +45,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
-    """A command on the store at `path`. Whatever fails is one line, and no traceback."""
+    """A command on the store at `path`. Whatever fails is lines of its own, and no traceback."""
 
     def call(*arguments: str) -> Result:
         capfdbinary.readouterr()
         code = main(["--store", str(path), *arguments])
         out, err = capfdbinary.readouterr()
-        assert err.count(b"\n") <= 1
+        assert all(line.startswith(b"mycelia-storage: ") for line in err.splitlines())
         return Result(code, out, err.decode())
 
     return call
@@ -330,6 +331,13 @@ def test_doctor_does_not_call_sound_what_it_has_not_read(
         (("import", "{beside}/too large.jsonl"), 1),
         (("import", "{beside}/no document.jsonl", "--key", "id"), 1),
         (("import", "{beside}/other.jsonl", "-n", ""), 2),
+        (("import", "{beside}/no json.jsonl", "--on-error", "skip", "--key", "no"), 1),
+        (("import", "{beside}/bad keys.jsonl", "--on-error", "skip", "--key", "id", "--batch-size", "2"), 1),
+        (("import", "{beside}/too large.jsonl", "--on-error", "skip", "--key", "id"), 1),
+        (("import", "{beside}/no key.jsonl", "--on-error", "skip"), 1),
+        (("import", "{beside}/no index.jsonl", "--on-error", "skip"), 1),
+        (("restore", "{beside}/damaged.backup", "--yes"), 3),
+        (("--store", "{path.parent}/new/place.db", "restore", "{beside}/damaged.backup", "--yes"), 3),
         (("restore", "{beside}/other.jsonl", "--yes"), 3),
         (("restore", "{beside}", "--yes"), 3),
     ],
@@ -340,12 +348,20 @@ def test_a_command_that_fails_leaves_no_empty_store(
 ) -> None:
     with open_storage(tmp_path / "other.db") as other:
         other.set("a", 1)
+        other.set_many({f"key {number}": "x" * 1000 for number in range(100)})
+        other.backup(tmp_path / "damaged.backup")
+    with open(tmp_path / "damaged.backup", "r+b") as file:
+        file.seek(10 * 4096)
+        file.write(b"garbage!" * 2048)
     for name, lines in {
         "other": '{"a": 1}\n',
         "no json": '{"id": "a"}\n{"id": \n',
         "no key": '{"mycelia_storage_export":1,"exported_at":"2026-01-01T00:00:00.000Z","namespace":"x"}\n{"key":""}\n',
         "too large": '{"a": 1}\n{"a": 9223372036854775808}\n',
         "no document": '{"id": "a"}\n{"id": ""}\n',
+        "bad keys": '{"id": ""}\n' * 3 + "[]\n" + '{"id": null}\n' + '{"id": ""}\n',
+        "no index": '{"mycelia_storage_export":1,"exported_at":"2026-01-01T00:00:00.000Z","namespace":"x"}\n'
+        '{"index":["a["]}\n',
     }.items():
         (tmp_path / f"{name}.jsonl").write_text(lines)
     done = run(*(word.format(beside=tmp_path, path=path) for word in verb))
@@ -368,3 +384,40 @@ def test_the_batches_before_a_bad_line_are_in_the_store_that_was_made_for_them(
     done = run("import", str(tmp_path / "lines.jsonl"), "--batch-size", "4")
     assert (done.code, done.json["loaded"], done.json["replaced"]) == (0, 10, 0)
     assert run("get", "000000000010").json == {"id": "9", "n": 9}
+
+
+def test_bad_lines_before_the_first_good_one_are_told_of_with_their_numbers(
+    path: Path, tmp_path: Path, run: Callable[..., Result], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    lines = ['{"id": ""}', "[]", '{"id": ""}', '{"id": "a"}', '{"id": ""}', '{"id": "b"}', '{"id": "b"}']
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    command = ("--store", str(path), "import", str(tmp_path / "lines.jsonl"), "--key", "id", "--on-error", "skip")
+    for batch_size in ("1", "2", "100"):
+        capfdbinary.readouterr()
+        code = main([*command, "--batch-size", batch_size])
+        out, err = capfdbinary.readouterr()
+        facts = orjson.loads(out)
+        assert (code, facts["loaded"], facts["replaced"], facts["failed"]) == (1, 3, 1, 4)
+        told = [line.split(b": ")[1] for line in err.splitlines()[:-1]]
+        assert told == [b"line 1", b"line 2", b"line 3", b"line 5"]
+        assert run("list").out == b"a\nb\n"
+        path.unlink()
+
+
+def test_a_restore_makes_the_store_that_is_not_there_yet(
+    path: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    with open_storage(tmp_path / "other.db") as other:
+        other.set("a", 1)
+        other.create_index("x", name="by x")
+        other.backup(tmp_path / "app.backup")
+    new = path.parent / "not" / "there?yet=1" / "store.db"
+    for source in (tmp_path / "app.backup", ORIGINAL):
+        done = run("--store", f"sqlite:///{quote(str(new))}", "restore", str(source), "--yes")
+        assert done.code == 0, done.err
+        assert [entry.name for entry in new.parent.iterdir()] == ["store.db"]
+        assert [place.stat().st_mode & 0o777 for place in (new, new.parent, new.parent.parent)] == [0o600, 0o700, 0o700]
+        with open_storage(new) as store:
+            assert store.get_status().entries == done.json["entries"] > 0
+            assert store.check().entries
+        new.unlink()

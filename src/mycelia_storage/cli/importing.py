@@ -250,6 +250,7 @@ class _Import:
 
     def _create_namespace(self, number: int, name: str, metadata: dict[str, Any]) -> None:
         try:
+            self._try_first(lambda store: store.create_namespace(name, metadata=metadata))
             self.open().create_namespace(name, metadata=metadata, exist_ok=True)
         except InvalidValueError as error:
             self._note(Problem(number, str(error)))
@@ -257,12 +258,23 @@ class _Import:
     def _create_index(self, placed: _Placed, line: IndexLine) -> None:
         """Make an index again. Into another namespace it takes a name of its own, since its old one may be in use."""
         name = line.name if self._options.namespace is None else None
+
+        def create(store: Storage) -> None:
+            store.create_index(*line.fields, namespace=placed.namespace, unique=line.is_unique, name=name)
+
         try:
-            self.open().create_index(*line.fields, namespace=placed.namespace, unique=line.is_unique, name=name)
+            self._try_first(create)
+            create(self.open())
         except (UniqueIndexError, IndexExistsError, CapacityError, InvalidFilterError, InvalidValueError) as error:
             self._note(Problem(placed.number, str(error)))
         else:
             self._outcome.indexes += 1
+
+    def _try_first(self, create: Callable[[Storage], None]) -> None:
+        """What is not possible is noticed before a store is made for it."""
+        if self._opened is None:
+            with open_storage("memory:") as trial:
+                create(trial)
 
     def place(self, number: int) -> str:
         return f"{self._outcome.unit} {number}" if number else "the beginning"
@@ -406,7 +418,9 @@ class _Import:
             self._progress.show(outcome.loaded)
 
         try:
-            tried = self._tried(namespace, items)
+            tried = self._tried(namespace, items, settle)
+            if tried is None:
+                return
             self.open().load(
                 tried,
                 namespace=namespace,
@@ -426,16 +440,53 @@ class _Import:
         outcome.replaced += max(0, outcome.loaded - loaded_before - new)
 
     def _tried(
-        self, namespace: str, items: Iterator[Put] | Iterator[tuple[str, object]]
-    ) -> Iterator[Put | tuple[str, object]]:
-        """The items. Before a store is made for them, the first batch is loaded into memory: a bad item makes none."""
-        if self._opened is not None or self._options.on_error == "skip":
+        self,
+        namespace: str,
+        items: Iterator[Put] | Iterator[tuple[str, object]],
+        settle: Callable[[LoadReport], None],
+    ) -> Iterator[Put | tuple[str, object]] | None:
+        """The items. Before a store is made for them, the first batch is loaded into memory: a bad item makes none.
+
+        None where bad ones were all, and were to be left out.
+        """
+        if self._opened is not None:
             return iter(items)
+        if self._options.on_error == "skip":
+            return self._behind_bad_ones(namespace, items, settle)
         first: deque[Put | tuple[str, object]] = deque(islice(items, self._options.batch_size))
         with open_storage("memory:") as trial:
             trial.load(first, namespace=namespace, batch_size=self._options.batch_size)
         # Let go of one by one, so that no batch is held longer than it has to be.
         return chain((first.popleft() for _ in range(len(first))), items)
+
+    def _behind_bad_ones(
+        self,
+        namespace: str,
+        items: Iterator[Put] | Iterator[tuple[str, object]],
+        settle: Callable[[LoadReport], None],
+    ) -> Iterator[Put | tuple[str, object]] | None:
+        """The items from the first good one on; those before it are done with, as the bad ones that they are."""
+        good: list[Put | tuple[str, object]] = []
+        with open_storage("memory:") as trial, open_storage("memory:") as nothing:
+
+            def bad_ones() -> Iterator[Put | tuple[str, object]]:
+                for item in items:
+                    if trial.load([item], namespace=namespace, on_error="skip").loaded:
+                        good.append(item)
+                        return
+                    yield item
+
+            nothing.load(
+                bad_ones(),
+                namespace=namespace,
+                batch_size=self._options.batch_size,
+                on_error="skip",
+                progress=settle,
+            )
+        self._settled = 0  # the next report counts from the first good one
+        if self._outcome.failed and not good:
+            return None
+        return cast("Iterator[Put | tuple[str, object]]", chain(good, items))
 
     def _note(self, problem: Problem) -> None:
         """Remember a bad line, or stop at it."""
