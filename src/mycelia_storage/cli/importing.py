@@ -450,7 +450,7 @@ class _Import:
         None where bad ones were all, and were to be left out.
         """
         if self._opened is not None:
-            return iter(items)
+            return items
         if self._options.on_error == "skip":
             return self._behind_bad_ones(namespace, items, settle)
         first: deque[Put | tuple[str, object]] = deque(islice(items, self._options.batch_size))
