@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WHAT ?=
+# Tests start a thousand programs, each of which would compile the whole library where this keeps bytecode from being kept.
+unexport PYTHONDONTWRITEBYTECODE
 ENCRYPTION := .venv-encryption
 
 .PHONY: demo demo-postgres test test-encryption lint bench clean help

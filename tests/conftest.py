@@ -72,6 +72,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Before the first test, or its pipes would look like something that a test has left behind.
     if not IS_ENCRYPTING and any(map(real_postgres.needs_server, session.items)):
         real_postgres.start(session.config)
+    # Thousands of tests are a million objects that stay. Each collection that looked through all of them, those below
+    # for instance, took a third of a second: all together a fifth of a run.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
