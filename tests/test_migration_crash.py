@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import apsw
 import pytest
@@ -16,52 +16,84 @@ import pytest
 from mycelia_storage import SchemaVersionError, open_storage
 from mycelia_storage.engines.sqlite import schema
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
 
-# Runs in a process of its own: kills itself before the statement of that number, counted over all connections.
+# Runs in a process of its own: has a child for each line that it reads, which kills itself before the statement of that
+# number, counted over all connections. (A child that is forked need not import everything first. Nothing is open then.)
 DIES_AT = """
 import os, signal, sys
 import apsw
-
-target, fatal, direction = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-seen = 0
-
-def count(*_):
-    global seen
-    seen += 1
-    if armed and seen == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return True
-
-def watch(connection):
-    connection.exec_trace = count
-
-apsw.connection_hooks.append(watch)
-armed = True
 from mycelia_storage import open_storage
-if direction == "up":
-    open_storage(target).close()
-elif direction == "new":
-    open_storage(target).close()
-else:
-    armed = False
-    store = open_storage(target)
+
+def die_at(target, fatal, direction):
     seen, armed = 0, True
-    store.migrate(to=1)
-    store.close()
-print("done")
+
+    def count(*_):
+        nonlocal seen
+        seen += 1
+        if armed and seen == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    def watch(connection):
+        connection.exec_trace = count
+
+    apsw.connection_hooks.append(watch)
+    if direction == "up":
+        open_storage(target).close()
+    elif direction.startswith("new"):
+        open_storage(target, wal_mode=direction == "new with wal").close()
+    else:
+        armed = False
+        store = open_storage(target)
+        seen, armed = 0, True
+        store.migrate(to=1)
+        store.close()
+
+for line in sys.stdin:
+    target, fatal, direction = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if not child:
+        try:
+            die_at(target, int(fatal), direction)
+        finally:
+            os._exit(sys.exc_info()[0] is not None)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run_until(path: Path, fatal: int, direction: str) -> bool:
-    """Whether the process came through alive."""
-    found = subprocess.run(
-        [sys.executable, "-c", DIES_AT, str(path), str(fatal), direction], capture_output=True, text=True, check=False
-    )
-    if found.returncode == -signal.SIGKILL:
-        return False
-    assert found.returncode == 0, found.stderr
-    return True
+class Mortals:
+    """Processes that are killed before a statement, one after the other."""
+
+    def __init__(self) -> None:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", DIES_AT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parent.communicate()
+
+    def run_until(self, path: Path, fatal: int, direction: str) -> bool:
+        """Whether the process came through alive."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(f"{path}\t{fatal}\t{direction}\n")
+        self._parent.stdin.flush()
+        code = int(self._parent.stdout.readline())
+        assert code in (0, -signal.SIGKILL)
+        return code == 0
+
+
+@pytest.fixture
+def mortals() -> Iterator[Mortals]:
+    with Mortals() as mortals:
+        yield mortals
 
 
 def schema_of(path: Path) -> list[Any]:
@@ -80,7 +112,9 @@ def copy_with_companions(source: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_kill_before_any_statement_of_a_migration_leaves_one_version_whole(tmp_path: Path, direction: str) -> None:
+def test_a_kill_before_any_statement_of_a_migration_leaves_one_version_whole(
+    tmp_path: Path, mortals: Mortals, direction: str
+) -> None:
     start = tmp_path / "start.db"
     shutil.copyfile(ORIGINAL, start)
     version_1 = schema_of(start)
@@ -96,7 +130,7 @@ def test_a_kill_before_any_statement_of_a_migration_leaves_one_version_whole(tmp
     for fatal in range(1, 100):
         path = tmp_path / f"{fatal}.db"
         shutil.copyfile(start, path)
-        survived = run_until(path, fatal, direction)
+        survived = mortals.run_until(path, fatal, direction)
         look = tmp_path / f"{fatal}-look.db"
         copy_with_companions(path, look)
         found = [version for version, schema in whole.items() if schema == schema_of(look)]
@@ -114,11 +148,11 @@ def test_a_kill_before_any_statement_of_a_migration_leaves_one_version_whole(tmp
     assert seen == {1, 2}
 
 
-def test_a_kill_while_a_new_file_is_made_leaves_one_that_opens(tmp_path: Path) -> None:
+def test_a_kill_while_a_new_file_is_made_leaves_one_that_opens(tmp_path: Path, mortals: Mortals) -> None:
     for wal_mode in (True, False):
         for fatal in range(1, 100):
             path = tmp_path / f"{wal_mode}-{fatal}.db"
-            survived = run_until(path, fatal, "new")
+            survived = mortals.run_until(path, fatal, f"new {'with' if wal_mode else 'without'} wal")
             with open_storage(path, wal_mode=wal_mode) as store:
                 store.set("key", fatal)
                 store.check()

@@ -249,9 +249,12 @@ class _Import:
                     self._create_namespace(placed.number, namespace, placed.line.metadata)
 
     def _create_namespace(self, number: int, name: str, metadata: dict[str, Any]) -> None:
+        def create(store: Storage) -> None:
+            store.create_namespace(name, metadata=metadata, exist_ok=True)
+
         try:
-            self._try_first(lambda store: store.create_namespace(name, metadata=metadata))
-            self.open().create_namespace(name, metadata=metadata, exist_ok=True)
+            self._try_first(create)
+            create(self.open())
         except InvalidValueError as error:
             self._note(Problem(number, str(error)))
 
