@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import pytest
 import real_postgres
+from command_line import path, run
 from hypothesis import HealthCheck, settings
 from real_postgres import new_postgres_schema, postgres_connection, postgres_dsn, postgres_schema
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from mycelia_storage import Storage
 
-__all__ = ["new_postgres_schema", "postgres_connection", "postgres_dsn", "postgres_schema"]  # fixtures
+# Fixtures.
+__all__ = ["new_postgres_schema", "path", "postgres_connection", "postgres_dsn", "postgres_schema", "run"]
 
 # A shared machine stalls now and then: a deadline for one example would fail for reasons that are not the code's.
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=100, print_blob=True)
@@ -42,6 +44,23 @@ settings.load_profile("short")
 # environment of their own.
 IS_ENCRYPTING = hasattr(apsw, "mc_version")
 collect_ignore = [] if IS_ENCRYPTING else ["encryption"]
+
+# ---- where the files of tests are
+
+_IN_MEMORY = "/dev/shm"
+_ROOM = 4 << 30
+
+
+def pytest_configure() -> None:
+    """In memory, where there is room: no test learns anything from a disk, and there each waits for all others' syncs.
+
+    `PYTEST_DEBUG_TEMPROOT=/tmp` or `--basetemp` say otherwise.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.path.isdir(_IN_MEMORY) and os.access(_IN_MEMORY, os.W_OK):
+        room = os.statvfs(_IN_MEMORY)
+        if room.f_bavail * room.f_frsize >= _ROOM:
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = _IN_MEMORY
+
 
 # ---- one PostgreSQL server for all tests
 

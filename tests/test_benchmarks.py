@@ -204,7 +204,7 @@ def test_threads_and_processes_are_measured(tmp_path: Path) -> None:
         assert all(rounds[0] > 0 for rounds in by_subject["sqlite"].values())
     assert threads["turns"]["sqlite"][0]["changes_per_second"] > 0
     judged = [verdict["what"] for verdict in measured["targets"]]
-    assert len(judged) == 6
+    assert len(judged) == 7
     for what in judged:
         assert what in done.stdout
     assert "operations" not in measured

@@ -15,9 +15,10 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from command_line import PROGRAM, Result, one_line
 from terminals import on_terminal
 from typer.main import get_command
 
@@ -27,18 +28,6 @@ from mycelia_storage.cli.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-PROGRAM = [sys.executable, "-m", "mycelia_storage.cli"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class Shell:
@@ -72,25 +61,14 @@ def shell(tmp_path: Path) -> Shell:
 
 
 @pytest.fixture
-def here(shell: Shell, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+def path(shell: Shell) -> Path:
+    return shell.path
+
+
+@pytest.fixture
+def here(run: Callable[..., Result]) -> Callable[..., Result]:
     """The same command in this process, for cases that are many."""
-
-    def run(*arguments: str) -> Result:
-        capfdbinary.readouterr()
-        code = main(["--store", str(shell.path), *arguments])
-        out, err = capfdbinary.readouterr()
-        return Result(code, out, err.decode())
-
     return run
-
-
-def one_line(result: Result) -> str:
-    """The error, which has to be one line and no traceback."""
-    assert result.err.startswith("mycelia-storage: ")
-    assert result.err.count("\n") == 1
-    assert result.err.endswith("\n")
-    assert "Traceback" not in result.err
-    return result.err
 
 
 # ---- get and set

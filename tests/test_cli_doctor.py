@@ -17,6 +17,8 @@ from mycelia_storage.cli import doctor, main, mounts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from command_line import Result
+
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
 PAGE = 4096
 
@@ -37,27 +39,14 @@ a line that is none
 """
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    folder = tmp_path / "place"
-    folder.mkdir(mode=0o700)
-    return folder / "store.db"
-
-
-@pytest.fixture
-def run(path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, Any, str]]:
-    def call(*arguments: str) -> tuple[int, Any, str]:
-        capfdbinary.readouterr()
-        code = main(["--store", str(path), *arguments])
-        out, err = capfdbinary.readouterr()
-        return code, json.loads(out) if out else None, err.decode()
-
-    return call
+def told(done: Result) -> tuple[int, Any, str]:
+    """The exit code, what was printed, and what was reported."""
+    return done.code, done.json if done.out else None, done.err
 
 
 @pytest.fixture
 def look(
-    run: Callable[..., tuple[int, Any, str]], path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Callable[..., Result], path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., dict[str, str]]:
     """What doctor finds, the level by the text; by default on a disk like any other."""
 
@@ -66,7 +55,7 @@ def look(
         info.write_text(f"1 0 8:1 / / {options} - {kind} /dev/sda1 rw\n")
         monkeypatch.setattr(mounts, "MOUNTS", str(info))
         before = contents(path.parent)
-        found_code, answer, _ = run("doctor")
+        found_code, answer, _ = told(run("doctor"))
         assert contents(path.parent) == before, "it has changed something"
         found = {f"{finding['what']}: {finding['advice']}": finding["level"] for finding in answer["findings"]}
         assert found_code == code, found
@@ -156,7 +145,7 @@ def test_a_disk_that_is_mounted_read_only(path: Path, look: Callable[..., dict[s
 def test_a_system_that_tells_no_mounts(path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
     monkeypatch.setattr(mounts, "MOUNTS", "/nowhere")
-    code, answer, _ = run("doctor")
+    code, answer, _ = told(run("doctor"))
     assert code == 0
     assert "file_system" not in answer
 
@@ -180,7 +169,7 @@ def test_a_disk_with_little_room(
 def test_nothing_is_odd_about_a_new_store(path: Path, look: Callable[..., dict[str, str]], run: Any) -> None:
     fill(path)
     assert look(0) == {}
-    _, answer, errors = run("doctor")
+    _, answer, errors = told(run("doctor"))
     assert errors == ""
     assert answer["schema_version"] == 2
     assert answer["journal_mode"] == "wal"
@@ -194,7 +183,7 @@ def test_an_open_store_is_looked_at_too(path: Path, look: Callable[..., dict[str
     with open_storage(path) as store:
         store.set("a", 1)
         assert look(0) == {}
-        assert "0600" in run("doctor")[1]["wal"]
+        assert "0600" in run("doctor").json["wal"]
         store.set("b", 2)
         assert store.check().entries == 2
 
@@ -214,7 +203,7 @@ def test_a_store_in_memory_has_versions_and_settings(capfdbinary: pytest.Capture
 
 def test_a_key_is_never_shown(path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MYCELIA_STORAGE_KEY", "hunter2")
-    _, answer, errors = run("doctor")
+    _, answer, errors = told(run("doctor"))
     assert answer["settings"]["encryption_key"] == "given"
     assert "hunter2" not in str(answer) + errors
 
@@ -361,12 +350,12 @@ def test_an_older_file_and_an_empty_one(path: Path, look: Callable[..., dict[str
 
 def test_check_prints_what_is_wrong(path: Path, run: Callable[..., Any]) -> None:
     fill(path)
-    code, answer, errors = run("check")
+    code, answer, errors = told(run("check"))
     assert (code, answer["entries"], answer["indexes"], errors) == (0, 500, 1, "")
     with open_storage(path) as store:
         store.drop_index("default: n")
     edit(path, "UPDATE storage_entries SET value = 'SECRET' WHERE key < 'k0003'")
-    code, answer, errors = run("check")
+    code, answer, errors = told(run("check"))
     assert code == 3
     assert answer["count"] == len(answer["problems"]) == 3
     assert "'k0001' in namespace 'default'" in answer["problems"][1]
@@ -377,33 +366,33 @@ def test_check_prints_what_is_wrong(path: Path, run: Callable[..., Any]) -> None
 def test_salvage_tells_what_was_lost_and_leaves_the_file(path: Path, run: Callable[..., Any]) -> None:
     fill(path)
     target = path.parent / "new.db"
-    assert run("salvage", str(target))[0] == 0
+    assert run("salvage", str(target)).code == 0
     target.unlink()
     overwrite(path, 5 * PAGE, bytes(PAGE * 8))
     before = path.read_bytes()
-    code, answer, errors = run("salvage", str(target))
+    code, answer, errors = told(run("salvage", str(target)))
     assert code == 1
     assert answer["entries"] + answer["lost"] == 500
     assert answer["lost"] == len(answer["lost_entries"]) > 0
     assert f"{answer['lost']} entries and 0 indexes known to be lost" in errors
     assert path.read_bytes() == before
-    assert run("salvage", str(target))[0] == 2  # it is there already
+    assert run("salvage", str(target)).code == 2  # it is there already
     path.unlink()
-    assert run("salvage", str(path.parent / "other.db"))[0] == 3
+    assert run("salvage", str(path.parent / "other.db")).code == 3
 
 
 def test_migrate_goes_up_and_down(path: Path, run: Callable[..., Any]) -> None:
     shutil.copyfile(ORIGINAL, path)
     path.chmod(0o600)
-    assert run("migrate", "--to", "1")[1] == {"path": str(path), "from": 1, "to": 1}
-    assert run("migrate")[1] == {"path": str(path), "from": 1, "to": 2}
-    assert run("migrate")[1] == {"path": str(path), "from": 2, "to": 2}
+    assert run("migrate", "--to", "1").json == {"path": str(path), "from": 1, "to": 1}
+    assert run("migrate").json == {"path": str(path), "from": 1, "to": 2}
+    assert run("migrate").json == {"path": str(path), "from": 2, "to": 2}
     with open_storage(path) as store:
         store.set("short", 1, ttl=1000)
-    code, _, errors = run("migrate", "--to", "1")
+    code, _, errors = told(run("migrate", "--to", "1"))
     assert code == 3
     assert "'short'" in errors
     with open_storage(path) as store:
         store.delete("short")
-    assert run("migrate", "--to", "1")[1] == {"path": str(path), "from": 2, "to": 1}
-    assert run("migrate", "--to", "7")[0] == 2
+    assert run("migrate", "--to", "1").json == {"path": str(path), "from": 2, "to": 1}
+    assert run("migrate", "--to", "7").code == 2

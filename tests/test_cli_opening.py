@@ -10,7 +10,7 @@ import ctypes
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import apsw
@@ -23,38 +23,9 @@ from mycelia_storage.cli import main, mounts, output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from command_line import Result
+
 ORIGINAL = Path(__file__).parent / "data" / "original_adapter_v1.db"
-
-
-class Result(NamedTuple):
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return orjson.loads(self.out)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    folder = tmp_path / "place"
-    folder.mkdir(mode=0o700)
-    return folder / "store.db"
-
-
-@pytest.fixture
-def run(path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
-    """A command on the store at `path`. Whatever fails is lines of its own, and no traceback."""
-
-    def call(*arguments: str) -> Result:
-        capfdbinary.readouterr()
-        code = main(["--store", str(path), *arguments])
-        out, err = capfdbinary.readouterr()
-        assert all(line.startswith(b"mycelia-storage: ") for line in err.splitlines())
-        return Result(code, out, err.decode())
-
-    return call
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import psycopg
+
     from mycelia_storage.engines.engine import Row
 
 PAIRS = [
@@ -605,6 +607,35 @@ def test_stores_in_memory_that_were_made_at_the_same_time_are_told_apart(clock: 
         assert catch_up(one, target).entries == 1
 
 
+def test_the_copy_of_another_store_is_refused_on_every_engine(
+    pair: tuple[Storage, Storage], opened: Callable[..., Storage]
+) -> None:
+    """Though nobody wrote to it: all that it holds is the other one's, which may be there no more."""
+    source, target = pair
+    fill(source)
+    copy(source, target)
+    other = opened(source.get_status().backend.removesuffix("ql"))
+    other.set("k", "of the other")
+    assert "is no copy of this source" in refused(other, target)
+    with pytest.raises(CopyTargetError, match="is no copy of this source"):
+        catch_up(other, target)
+    assert catch_up(source, target).written == 0
+
+
+def test_a_store_that_was_made_at_the_same_time_as_one_with_a_name_is_known_to_be_no_copy(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    with (
+        open_storage("memory:", clock=clock) as source,
+        open_storage(tmp_path / "target.db", clock=clock) as target,
+    ):
+        source.set("k", "of the source")
+        target.set("z", "its own")
+        assert source.namespace_info("default").created_at == target.namespace_info("default").created_at
+        assert "is no copy of this source" in refused(source, target)
+        assert target.list_keys() == ["z"]
+
+
 def test_the_copy_of_a_copy_is_none_of_the_first_source(opened: Callable[..., Storage]) -> None:
     first, second, third = opened("sqlite"), opened("sqlite"), opened("memory")
     fill(first)
@@ -863,6 +894,25 @@ def test_one_postgres_schema_is_copied_into_another(opened: Callable[..., Storag
         pytest.raises(ConfigError, match="same store"),
     ):
         copy(source, again)
+
+
+def test_one_postgres_database_is_copied_into_another(
+    opened: Callable[..., Storage], postgres_dsn: str, postgres_connection: psycopg.Connection[Any]
+) -> None:
+    """With a schema of the same name, on the same server."""
+    from psycopg.conninfo import make_conninfo
+
+    source = opened("postgres")
+    fill(source)
+    name = f"{source._options.schema}_other"
+    postgres_connection.execute(f"create database {name}".encode())
+    try:
+        there = {"dsn": make_conninfo(postgres_dsn, dbname=name), "schema": source._options.schema}
+        with open_storage({"backend": "postgresql", "options": there}) as target:
+            copy(source, target)
+            assert contents(target) == contents(source)
+    finally:
+        postgres_connection.execute(f"drop database {name} with (force)".encode())
 
 
 def test_a_store_is_not_copied_into_itself(opened: Callable[..., Storage], tmp_path: Path) -> None:
