@@ -15,7 +15,17 @@ import pytest
 from children import Child
 from test_moving import contents, versions
 
-from mycelia_storage import CopyMismatchError, CopyProgress, Storage, catch_up, copy, lockstep, moving, open_storage
+from mycelia_storage import (
+    CopyMismatchError,
+    CopyProgress,
+    Storage,
+    catch_up,
+    copy,
+    deletions,
+    lockstep,
+    moving,
+    open_storage,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +35,9 @@ ROWS = 20  # at once
 
 COPY = f"""
 import sys
-from mycelia_storage import catch_up, copy, lockstep, moving, open_storage
+from mycelia_storage import catch_up, copy, deletions, lockstep, moving, open_storage
 lockstep.ROWS_AT_ONCE = {ROWS}
-lockstep.KEYS_COUNTED = {ROWS}
+deletions.KEYS_COUNTED = {ROWS}
 def tell(progress):
     print(progress.step, progress.done, flush=True)
     sys.stdin.readline()
@@ -133,7 +143,7 @@ def test_a_killed_catching_up_is_noticed_by_the_next_one(tmp_path: Path) -> None
 
 def test_a_copy_is_one_state_of_a_source_that_others_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep, "ROWS_AT_ONCE", ROWS)
-    monkeypatch.setattr(lockstep, "KEYS_COUNTED", ROWS)
+    monkeypatch.setattr(deletions, "KEYS_COUNTED", ROWS)
     fill(tmp_path / "source.db")
     with (
         open_storage(tmp_path / "source.db") as source,

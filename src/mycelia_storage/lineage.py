@@ -23,12 +23,12 @@ import orjson
 
 from mycelia_storage.engines.engine import NamespaceRow
 from mycelia_storage.errors import ConfigError, CopyTargetError
-from mycelia_storage.keys import ORIGIN
+from mycelia_storage.keys import DEFAULT_NAMESPACE, ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mycelia_storage.engines.engine import Primitives
+    from mycelia_storage.engines.engine import Primitives, Tally
     from mycelia_storage.storage import Storage
 
 _PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
@@ -87,7 +87,73 @@ def named(rows: Iterable[NamespaceRow]) -> list[NamespaceRow]:
     return [row for row in rows if row.name != ORIGIN]
 
 
-def refuse_other(there: Primitives, kept: Lineage, source: Lineage, born: NamespaceRow, held: str) -> None:
+class Wanted(NamedTuple):
+    """What a store is to be the copy of: the source's lineage, its `default`, and the indexes that it has.
+
+    `metadata` says whether that of `default` is copied; `indexes` are the names of those that are.
+    """
+
+    origin: Lineage
+    born: NamespaceRow
+    has_metadata: bool
+    all_indexes: frozenset[str]
+    indexes: frozenset[str]
+
+
+class Adopted(NamedTuple):
+    """What a target held, in one state, and what is kept of it from then on."""
+
+    held: Tally
+    kept: Lineage
+    default: NamespaceRow
+
+
+def adopted(rows: Primitives, now: int, held: Tally, ours: Tally, wanted: Wanted) -> Adopted:
+    """Make a store known as a copy, inside a transaction that has added up what it holds; the source has `ours`.
+
+    Raises CopyTargetError where it may not be written to. Nobody writes between the sums and the new floor, above which
+    that would show: so says the transaction.
+    """
+    kept, origin, born = lineage_of(rows), wanted.origin, wanted.born
+    copied = kept.floor or 0 if kept.is_of(origin, born.created_at) else 0
+    if held.entries:
+        _refuse(rows, held, kept, copied, wanted)
+    mine = rows.namespace(DEFAULT_NAMESPACE)
+    metadata = born.metadata if wanted.has_metadata or mine is None else mine.metadata
+    default = NamespaceRow(DEFAULT_NAMESPACE, metadata, born.created_at or 0)
+    came = kept.indexes if kept.is_of(origin, born.created_at) else ()
+    indexes = (wanted.indexes - {index.name for index in rows.indexes()}) | wanted.all_indexes.intersection(came)
+    floor = max(ours.greatest, ours.floor, copied)
+    new = Lineage(kept.id or new_id(), origin.id, born.created_at, floor, tuple(sorted(indexes)))
+    if (kept, mine) != (new, default):
+        if not held.entries and held.greatest:
+            _clear_expired(rows, copied, now)
+        rows.raise_floor(floor)
+        rows.place_namespace(default)
+        rows.place_namespace(new.row())
+        for name in came:
+            if name not in wanted.all_indexes:
+                rows.drop_index(name)
+    return Adopted(held, new, default)
+
+
+def _refuse(there: Primitives, held: Tally, kept: Lineage, copied: int, wanted: Wanted) -> None:
+    holds = f"the target holds {held.entries:,} entries"
+    _refuse_other(there, kept, wanted.origin, wanted.born, holds)
+    # Where its own floor is lower, versions were given anew: the file was of version 1 meanwhile.
+    if held.greatest > copied or held.floor < copied:
+        message = "was written to since it was made as a copy of this source, which would be lost"
+        raise CopyTargetError(f"{holds}, and {message}: copy into an empty store")
+
+
+def _clear_expired(rows: Primitives, copied: int, now: int) -> None:
+    """Remove what has expired by the later clock. Raises CopyTargetError for what somebody wrote who has the other."""
+    for name, key, _, _ in rows.newer(copied, now, limit=1):
+        raise written_meanwhile(name, key)
+    rows.clear(None, now)
+
+
+def _refuse_other(there: Primitives, kept: Lineage, source: Lineage, born: NamespaceRow, held: str) -> None:
     """Raise CopyTargetError for a store with entries that is not known to be a copy of this source."""
     if kept.is_of(source, born.created_at):
         return

@@ -6,9 +6,7 @@ quick and small; the texts of a piece are read once its size is known, so that m
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from mycelia_storage.errors import CopyMismatchError
@@ -16,7 +14,6 @@ from mycelia_storage.keys import KeyRange, behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
-    from concurrent.futures import Future
 
     from mycelia_storage.engines.engine import Outline, Primitives, Row
 
@@ -28,12 +25,6 @@ S = TypeVar("S")
 # A piece is so many rows at most, and so many bytes unless it is a single row.
 ROWS_AT_ONCE: Final = 2000
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
-# When deletions are looked for, ranges with so many keys are counted on both sides. Where a range begins costs a call:
-# on a server more than to read those ranges that differ.
-KEYS_COUNTED: Final = 250
-KEYS_COUNTED_FAR: Final = 1000
-RANGES_AT_ONCE: Final = 500
-_COUNTED_AT_ONCE: Final = 2
 
 # So many of the keys that differ are named.
 KEYS_NAMED: Final = 1000
@@ -76,13 +67,13 @@ class Found:
 
 
 class Difference(NamedTuple):
-    """A piece of the key order: how many rows the source has in it, and what the target has otherwise.
+    """A piece of the key order: the rows that the source has in it, and what the target has otherwise.
 
     `stale` are the source's rows that the target does not have in the same version; `gone` the target's keys that the
     source does not have.
     """
 
-    entries: int
+    ours: list[Outline]
     stale: list[Outline]
     gone: list[str]
 
@@ -108,13 +99,13 @@ def differences(
 
 def _difference(ours: list[Outline], theirs: list[Outline]) -> Difference:
     if ours == theirs:
-        return Difference(len(ours), [], [])
+        return Difference(ours, [], [])
     if not theirs:
-        return Difference(len(ours), ours, [])
+        return Difference(ours, ours, [])
     there = {key: version for key, version, _ in theirs}
     here = {key for key, _, _ in ours}
     stale = [row for row in ours if there.get(row[0]) != row[1]]
-    return Difference(len(ours), stale, [key for key in there if key not in here])
+    return Difference(ours, stale, [key for key in there if key not in here])
 
 
 def pieces(outlines: Sequence[Outline]) -> Iterator[Sequence[Outline]]:
@@ -153,7 +144,8 @@ def compare(source: Rows, target: Rows, namespace: str, now: int) -> Iterator[Co
             yield from _compare(source(), target(), namespace, KeyRange(low, high), now, len(piece))
             low = high
         if len(outlines) < ROWS_AT_ONCE:
-            yield from _without(target, namespace, KeyRange(low), now, ())
+            for extra in keys_without(target, namespace, KeyRange(low), now, ()):
+                yield Compared(0, extra)
             return
         span = behind(span, namespace, outlines[-1][0])
 
@@ -169,73 +161,19 @@ def _compare(
     here = {row.key: row for row in ours}
     there = {row.key: row for row in target.rows(namespace, list(here))}
     yield Compared(len(ours), [key for key, row in here.items() if there.get(key) != row])
-    yield from _without(lambda: target, namespace, span, now, here.keys())
+    for extra in keys_without(lambda: target, namespace, span, now, here.keys()):
+        yield Compared(0, extra)
 
 
-def _without(target: Rows, namespace: str, span: KeyRange, now: int, known: Container[str]) -> Iterator[Compared]:
+def keys_without(target: Rows, namespace: str, span: KeyRange, now: int, known: Container[str]) -> Iterator[list[str]]:
     """What the target has in a range besides the known keys, however many."""
     while keys := target().keys(namespace, span, now, limit=ROWS_AT_ONCE, offset=0, reverse=False):
         extra = [key for key in keys if key not in known]
         if extra:
-            yield Compared(0, extra)
+            yield extra
         if len(keys) < ROWS_AT_ONCE:
             return
         span = behind(span, namespace, keys[-1])
-
-
-class Cutter(NamedTuple):
-    """Who tells where the ranges begin, and how many keys they have there."""
-
-    is_target: bool
-    size: int
-
-
-def cutter(*, is_source_far: bool, is_target_far: bool) -> Cutter:
-    """The side that is no server, the source where both are or none is."""
-    is_far = is_source_far and is_target_far
-    return Cutter(is_source_far and not is_target_far, KEYS_COUNTED_FAR if is_far else KEYS_COUNTED)
-
-
-def suspicious(source: Rows, target: Rows, namespace: str, now: int, by: Cutter) -> Iterator[KeyRange]:
-    """The ranges of a namespace in which the source has another number of keys than the target.
-
-    The target counts some while others are found, or read by whoever gets them.
-    """
-    spans = _cut(target if by.is_target else source, namespace, now, by.size)
-    with ThreadPoolExecutor(_COUNTED_AT_ONCE, thread_name_prefix="mycelia-moving") as pool:
-        under_way: deque[tuple[list[KeyRange], list[int], Future[list[int]]]] = deque()
-        while True:
-            while len(under_way) < _COUNTED_AT_ONCE and (some := list(islice(spans, RANGES_AT_ONCE))):
-                theirs = pool.submit(target().counts, namespace, some, now)
-                under_way.append((some, _counted(source, namespace, some, now, by), theirs))
-            if not under_way:
-                return
-            some, ours, theirs = under_way.popleft()
-            yield from (span for span, here, there in zip(some, ours, theirs.result(), strict=True) if here != there)
-
-
-def _counted(source: Rows, namespace: str, spans: list[KeyRange], now: int, by: Cutter) -> list[int]:
-    """How many keys the source has, which is known of those that it was cut in, but for the last one."""
-    unknown = spans if by.is_target else [span for span in spans if span.high is None]
-    counts = source().counts(namespace, unknown, now) if unknown else []
-    return [by.size] * (len(spans) - len(counts)) + counts
-
-
-def _cut(rows: Rows, namespace: str, now: int, size: int) -> Iterator[KeyRange]:
-    """All keys in ranges of so many."""
-    low: str | None = ""
-    while low is not None:
-        found = rows().keys(namespace, KeyRange(low), now, limit=1, offset=size, reverse=False)
-        high = found[0] if found else None
-        yield KeyRange(low, high)
-        low = high
-
-
-def surplus(source: Rows, target: Rows, namespace: str, span: KeyRange, now: int) -> Iterator[list[str]]:
-    """The keys of such a range that only the target has. An index on the keys alone gives them, on every engine."""
-    here = set(source().keys(namespace, span, now, limit=None, offset=0, reverse=False))
-    for compared in _without(target, namespace, span, now, here):
-        yield compared.keys
 
 
 def walk(rows: Rows, namespace: str, now: int) -> Iterator[list[Outline]]:
@@ -246,12 +184,12 @@ def walk(rows: Rows, namespace: str, now: int) -> Iterator[list[Outline]]:
         span = behind(span, namespace, outlines[-1][0])
 
 
-def versions_of(rows: Primitives, namespace: str, keys: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Those of the keys that are there, each with its version."""
+def versions_of(rows: Primitives, namespace: str, keys: Sequence[str]) -> Iterator[tuple[str, int, int | None]]:
+    """Those of the keys that are there, each with its version and `expires_at`."""
     start, many = 0, _FIRST_ROWS
     while start < len(keys):
         found = rows.rows(namespace, keys[start : start + many])
-        yield from ((row.key, row.version) for row in found)
+        yield from ((row.key, row.version, row.expires_at) for row in found)
         start += many
         size = sum(len(row.value) + len(row.metadata or "") for row in found)
         many = many * 4 if size * 8 < BYTES_AT_ONCE else max(1, many // 4)

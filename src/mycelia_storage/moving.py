@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from concurrent.futures import Future, wait
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from mycelia_storage.arguments import check_chosen, check_flag, check_progress
-from mycelia_storage.engines.engine import NamespaceRow
+from mycelia_storage.deletions import NAMESPACES_KEPT, Ranges, cutter, recall, remember, surplus, suspicious
 from mycelia_storage.entries import CopyProgress, CopyReport
 from mycelia_storage.errors import (
     CopyMismatchError,
@@ -28,19 +29,16 @@ from mycelia_storage.errors import (
     UniqueIndexError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE
-from mycelia_storage.lineage import Lineage, lineage_of, named, new_id, refuse_other, refuse_same, written_meanwhile
+from mycelia_storage.lineage import Adopted, Wanted, adopted, lineage_of, named, refuse_same, written_meanwhile
 from mycelia_storage.lockstep import (
     EVERYTHING,
     ROWS_AT_ONCE,
     Found,
     at_once,
     compare,
-    cutter,
     differences,
     pieces,
     read,
-    surplus,
-    suspicious,
     versions_of,
     walk,
 )
@@ -60,6 +58,8 @@ R = TypeVar("R")
 MOST_NEWER: Final = 50_000
 _ATTEMPTS: Final = 50
 _DEADLINE: Final = 30.0
+# A transaction waits so long for what the source is asked meanwhile; a server may end one that does nothing.
+_PATIENCE: Final = 5.0
 
 
 def copy(
@@ -90,7 +90,6 @@ def copy(
     verify, resume = check_flag("verify", verify), check_flag("resume", resume)
     with _Copy(source, target, namespaces, progress, reads_back=False) as running:
         running.look(resume=resume, needs_copy=False)
-        running.adopt()
         running.copy_everything()
         running.remove_namespaces()
         running.finish()
@@ -112,17 +111,16 @@ def catch_up(
     For the moment of the switch, while nobody writes to the source: it takes about as long as reading the versions of
     everything once. What it writes is read back and compared; of the rest it is known by number and sum of the versions
     that nothing has changed. Where that does not come out, as when the source was restored or its clock set back, it
-    goes through all keys and versions, which takes longer.
+    goes through all keys and versions, which takes longer. Deletions are found faster by the process, and with the
+    `target`, that has copied or caught up before.
 
     Arguments and errors are those of `copy`; an empty target is a CopyTargetError.
     """
     with _Copy(source, target, namespaces, progress, reads_back=True) as running:
-        version = running.look(resume=True, needs_copy=True)
-        newer, _ = at_once(partial(running.newer, version), running.adopt)
-        is_small = running.copy_newer(newer)
+        is_small = running.copy_newer(running.look(resume=True, needs_copy=True))
+        running.remove_namespaces()
         if is_small:
             running.copy_deletions()
-        running.remove_namespaces()
         # Before the indexes are made: a unique one stands against entries that are not yet as they are in the source.
         if not is_small or not running.has_same_sums_now():
             running.copy_everything()
@@ -131,6 +129,18 @@ def catch_up(
         else:
             running.finish()
         return running.report()
+
+
+class _NotYetError(Exception):
+    """The source takes longer than a transaction on the target may wait."""
+
+
+class _Change(NamedTuple):
+    """What a write changes in the sums of the target, and the keys that were not there before."""
+
+    entries: int
+    versions: int
+    new: list[str]
 
 
 class _Copy:
@@ -149,14 +159,20 @@ class _Copy:
             check_store(name, store)
         check_progress(progress)
         refuse_same(source, target)
-        self._chosen = check_chosen(namespaces)
+        chosen = check_chosen(namespaces)
+        self._chosen = None if chosen is None else tuple(chosen)
         self._progress = progress
         self._source, self._target = source, target
         self._started = time.perf_counter()
         self._written = self._deleted = self._verified = 0
-        self._gained = 0  # how many entries more the target has by what was written
         self._reads_back = reads_back
-        self._is_settled = False  # the sums are the same, and nothing was written to the entries since
+        # Number of entries and sum of versions that the target has by all that was read and written; None: not known.
+        self._has: tuple[int, int] | None = None
+        self._new: dict[str, list[str]] = {}  # keys that the target did not have
+        # Numbers of keys: of the target in the end of the last call, of the source, of the target now.
+        self._remembered: dict[str, Ranges] | None = None
+        self._counted: dict[str, Ranges] | None = None
+        self._ranges: dict[str, Ranges] | None = None
 
     def __enter__(self) -> Self:
         self._rows, self._end, self._now = self._source._start_scan()
@@ -170,9 +186,9 @@ class _Copy:
             self._namespaces = [there[name] for name in sorted(names)]
             self._born = there[DEFAULT_NAMESPACE]
             self._origin = lineage_of(self._rows())
-            self._sums, self._held = at_once(
-                partial(self._rows().tally, self._chosen, self._now), partial(self._there().tally, None, self._now)
-            )
+            self._source_indexes = self._rows().indexes()
+            self._kept = lineage_of(self._there())
+            self._remembered = recall(self._target, self._kept, self._chosen)
         except BaseException:
             self._end()
             raise
@@ -211,82 +227,101 @@ class _Copy:
 
     # ---- what the target is
 
-    def look(self, *, resume: bool, needs_copy: bool) -> int:
-        """Raise CopyTargetError where it may not be written to; gives the version up to which it was."""
-        there, sums = self._there(), self._held
-        self._kept = lineage_of(there)
-        self._is_empty = not sums.entries
-        self._holds_expired = self._is_empty and sums.greatest > 0
-        # Nothing with a greater version in it came from the source.
-        is_copy = self._kept.is_of(self._origin, self._born.created_at)
-        self._floor = self._kept.floor or 0 if is_copy else 0
-        held = f"the target holds {sums.entries:,} entries"
-        if needs_copy and self._is_empty and self._sums.entries:
-            raise CopyTargetError("the target is empty, and no copy yet: a copy comes first")
-        if self._is_empty:
-            return 0
-        if not resume:
-            raise CopyTargetError(f"{held}, and resume=False needs an empty one")
-        refuse_other(there, self._kept, self._origin, self._born, held)
-        # Where its own floor is lower, versions were given anew: the file was of version 1 meanwhile.
-        if sums.greatest > self._floor or sums.floor < self._floor:
-            message = "was written to since it was made as a copy of this source, which would be lost"
-            raise CopyTargetError(f"{held}, and {message}: copy into an empty store")
-        return self._floor
+    def look(self, *, resume: bool, needs_copy: bool) -> list[Newer]:
+        """Make the target known as a copy of this source, or raise CopyTargetError where it may not be written to.
 
-    def adopt(self) -> None:
-        """Make it known as a copy of this source, before anything else of it is there."""
-        floor = max(self._sums.greatest, self._sums.floor, self._floor)
-        mine = self._there().namespace(DEFAULT_NAMESPACE)
-        is_chosen = self._chosen is None or DEFAULT_NAMESPACE in self._chosen
-        metadata = self._born.metadata if is_chosen or mine is None else mine.metadata
-        self._default = NamespaceRow(DEFAULT_NAMESPACE, metadata, self._born.created_at or 0)
-        seen = self._kept
-        indexes, gone = self._copied_indexes(seen)
-        self._kept = Lineage(seen.id or new_id(), self._origin.id, self._born.created_at, floor, indexes)
-        if seen == self._kept and mine == self._default:
-            return
+        Both sides are added up at the same time. Gives what `copy_newer` needs, for a target that needs to be a copy.
+        """
+        sums: Future[Tally] = Future()
+        adopt = partial(self.adopt, sums, resume=resume, needs_copy=needs_copy)
 
-        def step(rows: Primitives, now: int) -> None:
-            if lineage_of(rows) != seen:
+        def adopt_soon() -> Adopted | None:
+            with contextlib.suppress(_NotYetError):
+                return adopt()
+            return None
+
+        newer, taken = at_once(partial(self._look_at_source, sums, is_copied=needs_copy), adopt_soon)
+        held, self._kept, self._default = taken or adopt()
+        self._floor = self._kept.floor or 0
+        self._is_empty = not held.entries
+        if self._chosen is None:
+            self._has = held[:2]
+        return newer
+
+    def _look_at_source(self, sums: Future[Tally], *, is_copied: bool) -> list[Newer]:
+        try:
+            self._sums = self._rows().tally(self._chosen, self._now)
+            sums.set_result(self._sums)
+        finally:
+            sums.cancel()  # where there are none, nobody has to wait for them
+        if not is_copied or not self._kept.is_of(self._origin, self._born.created_at):
+            return []
+        newer = self._rows().newer(self._kept.floor or 0, self._now, limit=MOST_NEWER + 1)
+        # While the target adds up. Nothing newer, and as many entries as there were: it will not be needed.
+        if self._remembered is not None and len(newer) <= MOST_NEWER:
+            before = sum(sum(ranges.counts) for ranges in self._remembered.values())
+            if newer or before != self._sums.entries:
+                self._counted = {
+                    namespace.name: self._before(namespace.name).counted(self._rows, namespace.name, self._now)
+                    for namespace in self._namespaces
+                }
+        return newer
+
+    def _before(self, name: str) -> Ranges:
+        return (self._remembered or {}).get(name) or Ranges()
+
+    def adopt(self, sums: Future[Tally], *, resume: bool, needs_copy: bool) -> Adopted:
+        """Make it known as a copy of this source, before anything else of it is there: all in one transaction."""
+        all_indexes = frozenset(index.name for index in self._source_indexes)
+        indexes = frozenset(index.name for index in self._wanted_indexes())
+        has_metadata = self._chosen is None or DEFAULT_NAMESPACE in self._chosen
+        wanted = Wanted(self._origin, self._born, has_metadata, all_indexes, indexes)
+
+        def step(rows: Primitives, now: int) -> Adopted:
+            held = rows.tally(None, self._now)
+            if lineage_of(rows) != self._kept:
                 raise CopyTargetError("the target was made the copy of another store, or restored, just now")
-            # Above the new floor it would show; below it would be taken for copied.
-            for name, key, _, _ in rows.newer(self._floor, now, limit=1):
-                raise written_meanwhile(name, key)
-            if self._holds_expired:
-                rows.clear(None, now)
-            rows.raise_floor(floor)
-            rows.place_namespace(self._default)
-            rows.place_namespace(self._kept.row())
-            for name in gone:
-                rows.drop_index(name)
+            if not wait([sums], timeout=_PATIENCE).done:
+                raise _NotYetError
+            ours = sums.result()
+            if needs_copy and ours.entries and not held.entries:
+                raise CopyTargetError("the target is empty, and no copy yet: a copy comes first")
+            if held.entries and not resume:
+                raise CopyTargetError(f"the target holds {held.entries:,} entries, and resume=False needs an empty one")
+            return adopted(rows, now, held, ours, wanted)
 
-        self._change(step)
-        self._floor = floor
-
-    def _copied_indexes(self, seen: Lineage) -> tuple[tuple[str, ...], list[str]]:
-        """Names of the indexes that are the copy's and not the target's own; and of those that the source lost."""
-        came = seen.indexes if seen.is_of(self._origin, self._born.created_at) else ()
-        in_source, in_target = ({index.name for index in rows.indexes()} for rows in (self._rows(), self._there()))
-        new = {index.name for index in self._wanted_indexes()} - in_target
-        return tuple(sorted(new | in_source.intersection(came))), [name for name in came if name not in in_source]
+        return self._change(step)
 
     def _wanted_indexes(self) -> list[IndexRow]:
         """Those of the source that are copied."""
         names = {namespace.name for namespace in self._namespaces}
-        return [index for index in self._rows().indexes() if index.namespace is None or index.namespace in names]
+        return [index for index in self._source_indexes if index.namespace is None or index.namespace in names]
 
-    def _keep(self, target: Primitives, namespace: str, keys: Sequence[str]) -> int:
-        """How many of these are there, inside a transaction that would replace or remove them.
+    def _replace(self, target: Primitives, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> _Change:
+        """What it changes to have these rows and not those keys, inside the transaction that does so.
 
-        Raises CopyTargetError where one is not copied.
+        Raises CopyTargetError where something is in the way that is not copied.
         """
-        count = 0
-        for key, version in versions_of(target, namespace, keys):
+        entries = versions = 0
+        there: set[str] = set()
+        for key, version, expires_at in versions_of(target, namespace, [*gone, *(row.key for row in rows)]):
             if version > self._floor:
                 raise written_meanwhile(namespace, key)
-            count += 1
-        return count
+            if expires_at is None or expires_at > self._now // 1000:
+                there.add(key)
+                versions -= version % 2**32
+        for row in rows:
+            versions += row.version % 2**32
+        entries = len(rows) - len(there)
+        return _Change(entries, versions, [row.key for row in rows if row.key not in there])
+
+    def _changed(self, namespace: str, change: _Change) -> None:
+        """It is committed."""
+        if self._has is not None:
+            entries, versions = self._has
+            self._has = entries + change.entries, versions + change.versions
+        if self._counted is not None:
+            self._new.setdefault(namespace, []).extend(change.new)
 
     # ---- copying
 
@@ -294,19 +329,21 @@ class _Copy:
         """Go through all keys in order, and write what the target does not have in the same version."""
         self._tell("copying", 0, self._sums.entries)
         self._copy_namespaces()
+        self._has = self._counted = None  # it is added up in the end
+        self._ranges = {} if len(self._namespaces) <= NAMESPACES_KEPT else None
         passed = 0
         for namespace in self._namespaces:
             name = namespace.name
             is_new = self._is_empty or not self._there().outline(name, EVERYTHING, self._now, limit=1)
+            ranges = Ranges()
+            if self._ranges is not None:
+                self._ranges[name] = ranges
             for difference in differences(self._rows, None if is_new else self._there, name, self._now):
                 self._apply(name, difference)
-                passed += difference.entries
+                ranges.add([key for key, _, _ in difference.ours])
+                passed += len(difference.ours)
                 self._tell("copying", passed, self._sums.entries)
         self._is_empty = False
-
-    def newer(self, version: int) -> list[Newer]:
-        """What the source has in a greater version, as far as `copy_newer` takes it."""
-        return self._rows().newer(version, self._now, limit=MOST_NEWER + 1)
 
     def copy_newer(self, found: Sequence[Newer]) -> bool:
         """Write what `newer` has found. False: that is a lot, and nothing was written."""
@@ -323,28 +360,30 @@ class _Copy:
 
     def copy_deletions(self) -> None:
         """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
-        # 1. Nothing was written since both sides were added up, and they were the same.
-        # 2. By what was written the target has more entries than the source: that is not added up to be known.
-        # 3. Several namespaces, or some of them: where the sums differ, each is counted.
-        is_only = len(self._namespaces) == 1
-        is_all = self._chosen is None
-        self._is_settled = is_all and not self._written and _same_sums(self._held, self._sums)
-        is_more = is_all and is_only and self._held.entries + self._gained > self._sums.entries
-        if not (self._is_settled or is_more):
-            self._is_settled = self.has_same_sums()
-        if self._is_settled:
+        self._ranges = self._remembered if self._counted is None else self._counted
+        if self.has_same_sums():
             return
+        if self._counted is not None:
+            for name, ranges in self._counted.items():
+                found = self._before(name).with_more(self._new.get(name, ())).unlike(ranges)
+                self._remove(name, surplus(self._rows, self._there, name, found, self._now))
+            if self.has_same_sums():
+                return
+        self._ranges = dict(self._counted or {})
         for namespace in self._namespaces:
             name = namespace.name
+            is_only = len(self._namespaces) == 1
             if is_only or self._rows().count(name, self._now) != self._there().count(name, self._now):
-                self._remove_surplus(name)
+                self._remove_surplus(name, self._ranges)
+        if len(self._ranges) != len(self._namespaces):
+            self._ranges = None
 
-    def _remove_surplus(self, name: str) -> None:
+    def _remove_surplus(self, name: str, counted: dict[str, Ranges]) -> None:
         source, target = self._source._engine, self._target._engine
         by = cutter(is_source_far=not source.reads_at_once, is_target_far=not target.reads_at_once)
-        spans = suspicious(self._rows, self._there, name, self._now, by)
-        found = (surplus(self._rows, self._there, name, span, self._now) for span in spans)
-        self._remove(name, itertools.chain.from_iterable(found))
+        counted[name] = Ranges()
+        found = suspicious(self._rows, self._there, name, self._now, by, counted[name])
+        self._remove(name, surplus(self._rows, self._there, name, found, self._now))
 
     def _remove(self, namespace: str, found: Iterator[list[str]]) -> None:
         """A transaction waits for the disk, so that many keys share one."""
@@ -358,7 +397,7 @@ class _Copy:
             self._write(namespace, (), gone)
 
     def _apply(self, namespace: str, difference: Difference) -> None:
-        is_whole = len(difference.stale) == difference.entries
+        is_whole = len(difference.stale) == len(difference.ours)
         self._write_pieces(namespace, difference.stale, difference.gone, is_whole=is_whole)
 
     def _write_pieces(
@@ -385,18 +424,19 @@ class _Copy:
     def _write(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
         """One transaction: some rows, and the keys that go."""
 
-        def step(target: Primitives, now: int) -> int:
-            were_there = self._keep(target, namespace, [*gone, *(row.key for row in rows)])
+        def step(target: Primitives, now: int) -> _Change:
+            change = self._replace(target, namespace, rows, gone)
             if gone:
                 target.delete(namespace, gone, now)
             if rows:
                 target.place(namespace, rows, max(now, self._now))
-            return len(rows) - were_there
+            return change
 
         try:
-            self._gained += self._change(step)
+            change = self._change(step)
         except UniqueIndexError:
-            self._write_past_indexes(namespace, rows, [*gone, *(row.key for row in rows)])
+            change = self._write_past_indexes(namespace, rows, gone)
+        self._changed(namespace, change)
         self._written += len(rows)
         self._deleted += len(gone)
         if any(row.expires_at is not None for row in rows):
@@ -420,7 +460,7 @@ class _Copy:
         found.raise_if_any()
         self._verified += len(rows)
 
-    def _write_past_indexes(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
+    def _write_past_indexes(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> _Change:
         """The source's state has no value twice, but a step on the way there may: two entries exchanged theirs.
 
         1. Within these rows: all of them go first.
@@ -428,22 +468,21 @@ class _Copy:
            the source has too; any other is the target's own, and stands against this copy.
         """
 
-        def step(target: Primitives, now: int) -> None:
-            self._keep(target, namespace, gone)
-            target.delete(namespace, gone, now)
+        def step(target: Primitives, now: int) -> _Change:
+            change = self._replace(target, namespace, rows, gone)
+            target.delete(namespace, [*gone, *(row.key for row in rows)], now)
             target.place(namespace, rows, max(now, self._now))
+            return change
 
         while True:
             try:
-                self._change(step)
+                return self._change(step)
             except UniqueIndexError as error:
                 name = error.index
                 # Whatever it is there, and in the source by now: it is made in the end as the source has it.
                 if name not in {index.name for index in self._wanted_indexes()}:
                     raise
                 self._change(lambda target, _, name=name: target.drop_index(name))  # type: ignore[misc]
-            else:
-                return
 
     def _copy_namespaces(self) -> None:
         """Registrations, with their metadata and times."""
@@ -492,6 +531,7 @@ class _Copy:
             return removed
 
         self._deleted += self._change(step)
+        self._has = None
 
     def _make_indexes(self) -> None:
         """Those of the source that are not there. After the entries, since each index would cost every write."""
@@ -510,16 +550,24 @@ class _Copy:
             self._tell("indexing", len(missing), len(missing))
 
     def has_same_sums(self) -> bool:
-        """Whether both sides have the same number of entries, and the same sum of their versions."""
-        return _same_sums(self._there().tally(self._chosen, self._now), self._sums)
+        """Whether both sides have the same number of entries, and the same sum of their versions.
+
+        Of the target that is reckoned from what was there, and what each transaction has replaced: to know what is left
+        to do.
+        """
+        if self._has is None:
+            self._has = self._there().tally(self._chosen, self._now)[:2]
+        return self._has == self._sums[:2]
 
     def has_same_sums_now(self) -> bool:
-        """The same in the end, when something may have expired meanwhile, and was removed."""
-        if self._is_settled or self.has_same_sums():
+        """The same in the end, when the target is added up again; something may have expired meanwhile, and be gone."""
+        if self._written or self._deleted:
+            self._has = None
+        if self.has_same_sums():
             return True
         with self._target_state() as there:
             ours, theirs = self._rows().tally(self._chosen, self._now), there().tally(self._chosen, self._now)
-            return _same_sums(ours, theirs)
+            return ours[:2] == theirs[:2]
 
     def compare_sums(self) -> None:
         """Raise CopyMismatchError where that is not so, naming keys."""
@@ -562,7 +610,8 @@ class _Copy:
             end()
 
     def report(self) -> CopyReport:
-        """What came of it."""
+        """What came of it, which is remembered for the next time."""
+        remember(self._target, self._kept, self._chosen, self._ranges)
         return CopyReport(
             entries=self._sums.entries,
             namespaces=len(self._namespaces),
@@ -572,10 +621,6 @@ class _Copy:
             verified=self._verified,
             seconds=time.perf_counter() - self._started,
         )
-
-
-def _same_sums(ours: Tally, theirs: Tally) -> bool:
-    return (ours.entries, ours.versions) == (theirs.entries, theirs.versions)
 
 
 def _definition(index: IndexRow | None) -> tuple[object, ...] | None:

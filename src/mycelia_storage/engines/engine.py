@@ -242,6 +242,10 @@ class Primitives(Protocol):
         """
         ...
 
+    def keys_in(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[str]:
+        """The live keys of such ranges, in order: in a call or two to a server, too."""
+        ...
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         """The sums over some namespaces, or the whole store; `greatest` and `floor` are the whole store's."""
         ...

@@ -184,6 +184,10 @@ class View:
         rows = self.ordered(namespace, now)
         return [sum(1 for row in rows if kit.is_in_range(span, row.key)) for span in spans]
 
+    def keys_in(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[str]:
+        rows = self.ordered(namespace, now)
+        return [row.key for row in rows if any(kit.is_in_range(span, row.key) for span in spans)]
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         state = self.state
         names = state.rows if namespaces is None else set(namespaces)

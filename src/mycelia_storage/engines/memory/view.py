@@ -126,6 +126,9 @@ class View:
     def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
         return [sum(1 for _ in self._live_keys(namespace, span, now)) for span in spans]
 
+    def keys_in(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[str]:
+        return [key for span in spans for key in self._live_keys(namespace, span, now)]
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         entries = versions = greatest = 0
         for name in self._holding():

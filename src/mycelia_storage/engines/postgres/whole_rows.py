@@ -40,6 +40,10 @@ ORDER BY namespace, key""",
 SELECT (SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND key >= b.low AND key < b.high)
 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS b(low, high, number) ORDER BY number""",
     "count_from": "SELECT count(*) FROM {s}.entries WHERE namespace = $1 AND key >= $2",
+    "keys_in": """
+SELECT ARRAY(SELECT key FROM {s}.entries WHERE namespace = $1 AND key >= b.low AND key < b.high)
+FROM unnest($2::text[], $3::text[]) AS b(low, high)""",
+    "keys_from": "SELECT ARRAY(SELECT key FROM {s}.entries WHERE namespace = $1 AND key >= $2)",
     "expired_keys": "SELECT key FROM {s}.entries WHERE expires_at <= $1::bigint AND namespace = $2",
     "tally": f"""
 SELECT count(*) FILTER (WHERE namespace = ANY($2::text[]) AND {_IS_LIVE.format(now_ms="$1")}),
@@ -47,11 +51,13 @@ SELECT count(*) FILTER (WHERE namespace = ANY($2::text[]) AND {_IS_LIVE.format(n
     WHERE namespace = ANY($2::text[]) AND {_IS_LIVE.format(now_ms="$1")}), 0)::bigint,
   coalesce(max(version), 0), (SELECT floor FROM {{s}}.state)
 FROM {{s}}.entries""",
-    "tally_of_all": f"""
-SELECT count(*) FILTER (WHERE {_IS_LIVE.format(now_ms="$1")}),
-  coalesce(sum(version & 4294967295) FILTER (WHERE {_IS_LIVE.format(now_ms="$1")}), 0)::bigint,
-  coalesce(max(version), 0), (SELECT floor FROM {{s}}.state)
-FROM {{s}}.entries""",
+    # Less the few that have expired: looking at each would take a quarter longer.
+    "tally_of_all": """
+SELECT count(*) - (SELECT count(*) FROM {s}.entries WHERE expires_at <= $1::bigint),
+  (coalesce(sum(version & 4294967295), 0)
+    - coalesce((SELECT sum(version & 4294967295) FROM {s}.entries WHERE expires_at <= $1::bigint), 0))::bigint,
+  coalesce(max(version), 0), (SELECT floor FROM {s}.state)
+FROM {s}.entries""",
     "place": """
 INSERT INTO {s}.entries
   (namespace, key, version, created_at, updated_at, expires_at, metadata, meta, value, doc)
@@ -104,14 +110,24 @@ class WholeRows:
         return found
 
     def counts(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[int]:
-        ended = [span for span in spans if span.high is not None]
-        asked: list[tuple[str, Sequence[object]]] = [
-            ("counts", (namespace, [span.low for span in ended], [span.high for span in ended]))
-        ]
-        if len(ended) < len(spans):
-            asked.append(("count_from", (namespace, spans[-1].low)))
-        found = [count for name, bound in asked for (count,) in self._found(name, bound)]
+        found: list[int] = self._of_each("counts", "count_from", namespace, spans)
         return without(found, spans, (key for (key,) in self._found("expired_keys", (now // 1000, namespace))))
+
+    def keys_in(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[str]:
+        found: list[list[str]] = self._of_each("keys_in", "keys_from", namespace, spans)
+        expired = {key for (key,) in self._found("expired_keys", (now // 1000, namespace))}
+        return sorted(key for keys in found for key in keys if key not in expired)
+
+    def _of_each(self, name: str, name_of_last: str, namespace: str, spans: Sequence[KeyRange]) -> list[Any]:
+        """What a statement finds for each range, and another one for the last, where that has no upper end."""
+        ended = [span for span in spans if span.high is not None]
+        found = []
+        if ended:
+            bound = (namespace, Texts([span.low for span in ended]), Texts([span.high for span in ended]))
+            found += self._found(name, bound)
+        if len(ended) < len(spans):
+            found += self._found(name_of_last, (namespace, spans[-1].low))
+        return [each for (each,) in found]
 
     def _found(self, name: str, bound: Sequence[object]) -> list[Any]:
         text = self._sql[name]

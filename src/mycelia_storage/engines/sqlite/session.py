@@ -26,8 +26,8 @@ from mycelia_storage.engines.sqlite.whole_rows import (
     WholeRows,
     purge_all,
     raise_floor_for,
+    texts_of,
 )
-from mycelia_storage.entries import damaged
 from mycelia_storage.errors import StorageCorruptError
 
 if TYPE_CHECKING:
@@ -228,12 +228,7 @@ class Statements(WholeRows):
             bindings = (*bindings, _glob(span.pieces or ()))
         with self._lender.reading() as connection:
             found: list[Any] = connection.execute(KEYS[many_pieces, reverse], bindings).fetchall()
-        keys = [key for (key,) in found]
-        try:
-            "".join(keys)  # the quickest way to see that each is a str
-        except TypeError:
-            raise damaged(namespace, None) from None
-        return keys
+        return texts_of(namespace, [key for (key,) in found])
 
     def page(self, namespace: str, span: KeyRange, now: int, *, limit: int) -> list[Row]:
         high = NO_UPPER_END if span.high is None else span.high

@@ -13,6 +13,7 @@ import orjson
 from mycelia_storage.engines.engine import Tally
 from mycelia_storage.engines.sqlite import indexes
 from mycelia_storage.engines.sqlite.failures import extended_code, one_state
+from mycelia_storage.entries import damaged
 from mycelia_storage.keys import without
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ SELECT namespace, key, version, size FROM (
 ORDER BY namespace, key"""
 # The index on the keys alone; the few that have expired come from their own.
 COUNT_RANGE: Final = "SELECT count(*) FROM storage_entries WHERE namespace = ?1 AND key >= ?2 AND key < ?3"
+KEYS_IN_RANGE: Final = """
+SELECT key FROM storage_entries WHERE namespace = ?1 AND key >= ?2 AND key < ?3 ORDER BY key"""
 EXPIRED_KEYS: Final = """
 SELECT key FROM storage_entries INDEXED BY storage_entries_expiry
 WHERE expires_at <= ?1 AND namespace = ?2"""
@@ -93,6 +96,18 @@ class WholeRows:
             expired: list[Any] = connection.execute(EXPIRED_KEYS, (now // 1000, namespace)).fetchall()
         return without(found, spans, (key for (key,) in expired))
 
+    def keys_in(self, namespace: str, spans: Sequence[KeyRange], now: int) -> list[str]:
+        with self._lender.reading() as connection, one_state(connection):
+            keys: list[Any] = []
+            for span in spans:
+                high = NO_UPPER_END if span.high is None else span.high
+                keys += connection.execute(KEYS_IN_RANGE, (namespace, span.low, high)).fetchall()
+            expired: list[Any] = connection.execute(EXPIRED_KEYS, (now // 1000, namespace)).fetchall()
+        if expired:
+            gone = set(expired)
+            keys = [row for row in keys if row not in gone]
+        return texts_of(namespace, [key for (key,) in keys])
+
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
         with self._lender.reading() as connection, one_state(connection):
             names = None if namespaces is None else orjson.dumps(list(namespaces)).decode()
@@ -131,6 +146,15 @@ class WholeRows:
     def raise_floor(self, version: int) -> None:
         with self._lender.writing() as connection:
             connection.execute(RAISE_FLOOR, (version,))
+
+
+def texts_of(namespace: str, keys: list[str]) -> list[str]:
+    """The same. Raises StorageCorruptError where one of them is no text."""
+    try:
+        "".join(keys)  # the quickest way to see that each is a str
+    except TypeError:
+        raise damaged(namespace, None) from None
+    return keys
 
 
 def _place_slowly(connection: apsw.Connection, namespace: str, rows: Sequence[Row], now: int) -> None:
