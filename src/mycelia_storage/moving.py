@@ -249,14 +249,16 @@ class _Copy:
         return newer
 
     def _look_at_source(self, sums: Future[Tally], *, is_copied: bool) -> list[Newer]:
+        newer: list[Newer] = []
         try:
-            self._sums = self._rows().tally(self._chosen, self._now)
+            rows, floor = self._rows(), self._kept.floor
+            if is_copied and floor is not None:
+                self._sums, newer = rows.tally_and_newer(self._chosen, floor, self._now, limit=MOST_NEWER + 1)
+            else:
+                self._sums = rows.tally(self._chosen, self._now)
             sums.set_result(self._sums)
         finally:
             sums.cancel()  # where there are none, nobody has to wait for them
-        if not is_copied or not self._kept.is_of(self._origin, self._born.created_at):
-            return []
-        newer = self._rows().newer(self._kept.floor or 0, self._now, limit=MOST_NEWER + 1)
         # While the target adds up. Nothing newer, and as many entries as there were: it will not be needed.
         if self._remembered is not None and len(newer) <= MOST_NEWER:
             before = sum(sum(ranges.counts) for ranges in self._remembered.values())

@@ -195,6 +195,11 @@ class View:
         greatest = max((row.version for rows in state.rows.values() for row in rows.values()), default=0)
         return Tally(len(versions), sum(version % 2**32 for version in versions), greatest, state.floor)
 
+    def tally_and_newer(
+        self, namespaces: Sequence[str] | None, version: int, now: int, *, limit: int
+    ) -> tuple[Tally, list[Newer]]:
+        return self.tally(namespaces, now), self.newer(version, now, limit=limit)
+
     def find(self, namespace: str, query: Query, now: int) -> list[Row]:
         return kit.find_among(namespace, self.ordered(namespace), query, now)
 

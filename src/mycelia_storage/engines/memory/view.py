@@ -140,6 +140,11 @@ class View:
                     versions += row.version % 2**32
         return Tally(entries, versions, greatest, max(self._state.floor, self._changes.floor))
 
+    def tally_and_newer(
+        self, namespaces: Sequence[str] | None, version: int, now: int, *, limit: int
+    ) -> tuple[Tally, list[Newer]]:
+        return self.tally(namespaces, now), self.newer(version, now, limit=limit)
+
     def count(self, namespace: str | None, now: int) -> int:
         names = self._holding() if namespace is None else (namespace,)
         if self._nothing_is_due(now):

@@ -139,6 +139,11 @@ class WholeRows:
         (row,) = self._run.read(lambda cursor: cursor.execute(text, bound).fetchall())
         return Tally._make(row)
 
+    def tally_and_newer(
+        self, namespaces: Sequence[str] | None, version: int, now: int, *, limit: int
+    ) -> tuple[Tally, list[Newer]]:
+        return self.tally(namespaces, now), self.newer(version, now, limit=limit)
+
     def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
         if not rows:
             return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
-from mycelia_storage.engines.sqlite import pages
+from mycelia_storage.engines.sqlite import pages, whole_rows
 from mycelia_storage.engines.sqlite.expressions import create_functions
 from mycelia_storage.errors import StorageBusyError
 
@@ -227,6 +227,7 @@ def _open(path: str, flags: int, options: Options) -> apsw.Connection:
         _distrust(connection)
         plan_once(connection)
         create_functions(connection)
+        whole_rows.create_functions(connection)
         if options.debug:
             connection.trace_v2(apsw.SQLITE_TRACE_STMT | apsw.SQLITE_TRACE_PROFILE, _StatementLog())
     except BaseException:

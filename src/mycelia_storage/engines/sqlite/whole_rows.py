@@ -35,6 +35,10 @@ SELECT namespace, key, version, size FROM (
   SELECT namespace, key, version, {_SIZE} AS size FROM storage_entries NOT INDEXED
   WHERE version > ?1 AND (expires_at IS NULL OR expires_at > ?2) LIMIT ?3)
 ORDER BY namespace, key"""
+# Where these rows were met in another pass.
+ROWS_MET: Final = f"""
+SELECT namespace, key, version, {_SIZE} FROM storage_entries WHERE id IN (SELECT value FROM json_each(?1))
+ORDER BY namespace, key"""
 # The index on the keys alone; the few that have expired come from their own.
 COUNT_RANGE: Final = "SELECT count(*) FROM storage_entries WHERE namespace = ?1 AND key >= ?2 AND key < ?3"
 KEYS_IN_RANGE: Final = """
@@ -46,11 +50,17 @@ WHERE expires_at <= ?1 AND namespace = ?2"""
 # which there are few: looking at each expires_at would take a third longer.
 _SUMS: Final = "SELECT count(*), ifnull(sum(version & 0xffffffff), 0)"
 _OF_SOME: Final = "namespace IN (SELECT value FROM json_each(?2))"
-TALLY_OF_ALL: Final = f"{_SUMS}, ifnull(max(version), 0) FROM storage_entries NOT INDEXED"
-TALLY: Final = f"""
-SELECT count(CASE WHEN {_OF_SOME} THEN 1 END),
-  ifnull(sum(CASE WHEN {_OF_SOME} THEN version & 0xffffffff END), 0), ifnull(max(version), 0)
-FROM storage_entries NOT INDEXED WHERE ?1 IS NOT NULL"""
+_SUMS_OF_SOME: Final = f"""
+SELECT count(CASE WHEN {_OF_SOME} THEN 1 END), ifnull(sum(CASE WHEN {_OF_SOME} THEN version & 0xffffffff END), 0)"""
+_GREATEST: Final = "ifnull(max(version), 0)"
+_EACH: Final = "FROM storage_entries NOT INDEXED WHERE ?1 IS NOT NULL"
+TALLY_OF_ALL: Final = f"{_SUMS}, {_GREATEST} {_EACH}"
+TALLY: Final = f"{_SUMS_OF_SOME}, {_GREATEST} {_EACH}"
+# Those that are newer, and their ids: a function is called for these alone, and keeps no more than so many.
+MET_FUNCTION: Final = "mycelia_met"
+_MET: Final = f"{MET_FUNCTION}(id, ?4) FILTER (WHERE version > ?3 AND (expires_at IS NULL OR expires_at > ?1))"
+TALLY_AND_MET_OF_ALL: Final = f"{_SUMS}, {_GREATEST}, {_MET} {_EACH} AND ?2 IS NULL"
+TALLY_AND_MET: Final = f"{_SUMS_OF_SOME}, {_GREATEST}, {_MET} {_EACH}"
 TALLY_OF_EXPIRED: Final = f"""
 {_SUMS} FROM storage_entries INDEXED BY storage_entries_expiry WHERE expires_at <= ?1"""
 NO_UPPER_END: Final = b""  # a blob, which is greater than every text
@@ -109,16 +119,23 @@ class WholeRows:
         return texts_of(namespace, [key for (key,) in keys])
 
     def tally(self, namespaces: Sequence[str] | None, now: int) -> Tally:
+        names = _bound(namespaces)
         with self._lender.reading() as connection, one_state(connection):
-            names = None if namespaces is None else orjson.dumps(list(namespaces)).decode()
             if names is None:
-                sums: Any = connection.execute(TALLY_OF_ALL).fetchone()
-                expired: Any = connection.execute(TALLY_OF_EXPIRED, (now // 1000,)).fetchone()
+                sums: Any = connection.execute(TALLY_OF_ALL, (now // 1000,)).fetchone()
             else:
                 sums = connection.execute(TALLY, (now // 1000, names)).fetchone()
-                expired = connection.execute(f"{TALLY_OF_EXPIRED} AND {_OF_SOME}", (now // 1000, names)).fetchone()
-            floor: Any = connection.execute(FLOOR).get
-            return Tally(sums[0] - expired[0], sums[1] - expired[1], sums[2], floor)
+            return _without_expired(connection, names, now, sums)
+
+    def tally_and_newer(
+        self, namespaces: Sequence[str] | None, version: int, now: int, *, limit: int
+    ) -> tuple[Tally, list[Newer]]:
+        names = _bound(namespaces)
+        text = TALLY_AND_MET_OF_ALL if names is None else TALLY_AND_MET
+        with self._lender.reading() as connection, one_state(connection):
+            *sums, met = connection.execute(text, (now // 1000, names, version, limit)).fetchone()  # type: ignore[misc]
+            newer: list[Any] = connection.execute(ROWS_MET, (met,)).fetchall()
+            return _without_expired(connection, names, now, sums), newer
 
     def place(self, namespace: str, rows: Sequence[Row], now: int) -> None:
         bindings = [(namespace, *row) for row in rows]
@@ -146,6 +163,40 @@ class WholeRows:
     def raise_floor(self, version: int) -> None:
         with self._lender.writing() as connection:
             connection.execute(RAISE_FLOOR, (version,))
+
+
+def create_functions(connection: apsw.Connection) -> None:
+    """What SQL cannot say: that it is enough. For statements only, never for a schema."""
+    connection.create_aggregate_function(MET_FUNCTION, _Met, 2, flags=apsw.SQLITE_DIRECTONLY)
+
+
+class _Met:
+    """The first of the numbers that are met, as JSON: no more than may be held in memory."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def step(self, *values: Any) -> None:
+        number, limit = values
+        if len(self._numbers) < limit:
+            self._numbers.append(number)
+
+    def final(self) -> str:
+        return orjson.dumps(self._numbers).decode()
+
+
+def _bound(namespaces: Sequence[str] | None) -> str | None:
+    return None if namespaces is None else orjson.dumps(list(namespaces)).decode()
+
+
+def _without_expired(connection: apsw.Connection, names: str | None, now: int, sums: Sequence[Any]) -> Tally:
+    """The sums over all rows, less those that have expired."""
+    if names is None:
+        expired: Any = connection.execute(TALLY_OF_EXPIRED, (now // 1000,)).fetchone()
+    else:
+        expired = connection.execute(f"{TALLY_OF_EXPIRED} AND {_OF_SOME}", (now // 1000, names)).fetchone()
+    floor: Any = connection.execute(FLOOR).get
+    return Tally(sums[0] - expired[0], sums[1] - expired[1], sums[2], floor)
 
 
 def texts_of(namespace: str, keys: list[str]) -> list[str]:
