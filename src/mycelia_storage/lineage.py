@@ -8,6 +8,11 @@ it already, in the same transactions as everything else, and in backups. What ma
    greatest version that the source has given, and `floor` is that, of the last copy. The store's own floor may rise
    later on, above rows that somebody wrote there: by a transaction that writes an entry and removes it, by a restore.
 
+3. `since` is what a version has to be above to be newer than what a copy took over that came to its end, of the
+   namespaces in `scope` (None: all). It is no more than the time at which the source was read, less a second for the
+   transactions that were open then: as long as the clock is not set back, nothing is written later with a version below
+   that. (`floor` may lie ahead of the clock. New entries may get a version then that others had before.)
+
 A store has an `id` where it is a copy, or lives in memory: those are made faster than milliseconds pass. So the copy of
 a copy is not taken for one of the first source, although `born` is the same.
 """
@@ -35,7 +40,7 @@ _PLACE_ON_A_SERVER: Final = ("server_started", "database_oid", "schema")
 
 
 class Lineage(NamedTuple):
-    """What is kept of it. `of`, `born` and `floor` are None where a store is no copy.
+    """What is kept of it. `of`, `born` and `floor` are None where a store is no copy, `since` until a copy is whole.
 
     `indexes` are the names of those that came with a copy, so that they can go as well.
     """
@@ -45,10 +50,20 @@ class Lineage(NamedTuple):
     born: int | None = None
     floor: int | None = None
     indexes: tuple[str, ...] = ()
+    since: int | None = None
+    scope: tuple[str, ...] | None = None
 
     def is_of(self, source: Lineage, born: int | None) -> bool:
         """Whether this is the copy of a source that was made then."""
         return self.floor is not None and (self.of, self.born) == (source.id, born)
+
+    def covers(self, chosen: tuple[str, ...] | None) -> bool:
+        """Whether these namespaces are all there up to `since`; None means all that the source has."""
+        return self.since is not None and (self.scope is None or (chosen is not None and {*chosen} <= {*self.scope}))
+
+    def up_to(self, since: int, chosen: tuple[str, ...] | None) -> Lineage:
+        """The same once these namespaces are all there up to then; of others that is not known any more."""
+        return self._replace(since=since, scope=chosen)
 
     def row(self) -> NamespaceRow:
         """As it is kept."""
@@ -75,10 +90,11 @@ def lineage_of(rows: Primitives) -> Lineage:
     known: dict[str, Any] = {}
     for name in ("id", "of"):
         known[name] = kept.get(name) if isinstance(kept.get(name), str) else None
-    for name in ("born", "floor"):
+    for name in ("born", "floor", "since"):
         known[name] = kept.get(name) if type(kept.get(name)) is int else None
-    names = kept.get("indexes")
-    known["indexes"] = tuple(map(str, names)) if isinstance(names, list) else ()
+    indexes, scope = kept.get("indexes"), kept.get("scope")
+    known["indexes"] = tuple(map(str, indexes)) if isinstance(indexes, list) else ()
+    known["scope"] = tuple(map(str, scope)) if isinstance(scope, list) else None
     return Lineage(**known)
 
 
@@ -115,25 +131,31 @@ def adopted(rows: Primitives, now: int, held: Tally, ours: Tally, wanted: Wanted
     that would show: so says the transaction.
     """
     kept, origin, born = lineage_of(rows), wanted.origin, wanted.born
-    copied = kept.floor or 0 if kept.is_of(origin, born.created_at) else 0
+    # What it says of itself, as far as it is a copy of this source.
+    said = kept if kept.is_of(origin, born.created_at) else Lineage(kept.id)
+    copied = said.floor or 0
     if held.entries:
         _refuse(rows, held, kept, copied, wanted)
     mine = rows.namespace(DEFAULT_NAMESPACE)
     metadata = born.metadata if wanted.has_metadata or mine is None else mine.metadata
     default = NamespaceRow(DEFAULT_NAMESPACE, metadata, born.created_at or 0)
-    came = kept.indexes if kept.is_of(origin, born.created_at) else ()
-    indexes = (wanted.indexes - {index.name for index in rows.indexes()}) | wanted.all_indexes.intersection(came)
-    floor = max(ours.greatest, ours.floor, copied)
-    new = Lineage(kept.id or new_id(), origin.id, born.created_at, floor, tuple(sorted(indexes)))
+    came = wanted.all_indexes.intersection(said.indexes)
+    indexes = (wanted.indexes - {index.name for index in rows.indexes()}) | came
+    new = said._replace(
+        id=kept.id or new_id(),
+        of=origin.id,
+        born=born.created_at,
+        floor=max(ours.greatest, ours.floor, copied),
+        indexes=tuple(sorted(indexes)),
+    )
     if (kept, mine) != (new, default):
         if not held.entries and held.greatest:
             _clear_expired(rows, copied, now)
-        rows.raise_floor(floor)
+        rows.raise_floor(new.floor or 0)
         rows.place_namespace(default)
         rows.place_namespace(new.row())
-        for name in came:
-            if name not in wanted.all_indexes:
-                rows.drop_index(name)
+        for name in {*said.indexes} - came:
+            rows.drop_index(name)
     return Adopted(held, new, default)
 
 

@@ -60,6 +60,8 @@ _ATTEMPTS: Final = 50
 _DEADLINE: Final = 30.0
 # A transaction waits so long for what the source is asked meanwhile; a server may end one that does nothing.
 _PATIENCE: Final = 5.0
+# A transaction that was open when the source was read had begun no earlier than so many microseconds before.
+_OVERLAP: Final = 1_000_000
 
 
 def copy(
@@ -160,7 +162,7 @@ class _Copy:
         check_progress(progress)
         refuse_same(source, target)
         chosen = check_chosen(namespaces)
-        self._chosen = None if chosen is None else tuple(chosen)
+        self._chosen = None if chosen is None else tuple(sorted({*chosen}))
         self._progress = progress
         self._source, self._target = source, target
         self._started = time.perf_counter()
@@ -175,7 +177,8 @@ class _Copy:
         self._ranges: dict[str, Ranges] | None = None
 
     def __enter__(self) -> Self:
-        self._rows, self._end, self._now = self._source._start_scan()
+        self._rows, self._end, self._read_at = self._source._start_scan()
+        self._now = self._read_at
         try:
             self._refresh()
             there = {row.name: row for row in named(self._rows().namespaces())}
@@ -227,11 +230,13 @@ class _Copy:
 
     # ---- what the target is
 
-    def look(self, *, resume: bool, needs_copy: bool) -> list[Newer]:
+    def look(self, *, resume: bool, needs_copy: bool) -> list[Newer] | None:
         """Make the target known as a copy of this source, or raise CopyTargetError where it may not be written to.
 
-        Both sides are added up at the same time. Gives what `copy_newer` needs, for a target that needs to be a copy.
+        Both sides are added up at the same time. Gives what is newer than in the target, as far as `copy_newer` takes
+        it, where that needs to be a copy; None where it is not known since when.
         """
+        before = self._kept.floor or 0
         sums: Future[Tally] = Future()
         adopt = partial(self.adopt, sums, resume=resume, needs_copy=needs_copy)
 
@@ -243,24 +248,25 @@ class _Copy:
         newer, taken = at_once(partial(self._look_at_source, sums, is_copied=needs_copy), adopt_soon)
         held, self._kept, self._default = taken or adopt()
         self._floor = self._kept.floor or 0
+        self._copied = before  # whatever is there has no greater version
         self._is_empty = not held.entries
         if self._chosen is None:
             self._has = held[:2]
         return newer
 
-    def _look_at_source(self, sums: Future[Tally], *, is_copied: bool) -> list[Newer]:
-        newer: list[Newer] = []
+    def _look_at_source(self, sums: Future[Tally], *, is_copied: bool) -> list[Newer] | None:
+        newer: list[Newer] | None = None
         try:
-            rows, floor = self._rows(), self._kept.floor
-            if is_copied and floor is not None:
-                self._sums, newer = rows.tally_and_newer(self._chosen, floor, self._now, limit=MOST_NEWER + 1)
+            rows, since = self._rows(), self._kept.since
+            if is_copied and since is not None and self._kept.covers(self._chosen):
+                self._sums, newer = rows.tally_and_newer(self._chosen, since, self._now, limit=MOST_NEWER + 1)
             else:
                 self._sums = rows.tally(self._chosen, self._now)
             sums.set_result(self._sums)
         finally:
             sums.cancel()  # where there are none, nobody has to wait for them
         # While the target adds up. Nothing newer, and as many entries as there were: it will not be needed.
-        if self._remembered is not None and len(newer) <= MOST_NEWER:
+        if self._remembered is not None and newer is not None and len(newer) <= MOST_NEWER:
             before = sum(sum(ranges.counts) for ranges in self._remembered.values())
             if newer or before != self._sums.entries:
                 self._counted = {
@@ -347,18 +353,24 @@ class _Copy:
                 self._tell("copying", passed, self._sums.entries)
         self._is_empty = False
 
-    def copy_newer(self, found: Sequence[Newer]) -> bool:
-        """Write what `newer` has found. False: that is a lot, and nothing was written."""
-        if len(found) > MOST_NEWER:
+    def copy_newer(self, found: Sequence[Newer] | None) -> bool:
+        """Write what `look` has found. False: that is a lot, or not known, and nothing was written."""
+        if found is None or len(found) > MOST_NEWER:
             return False
         self._tell("copying", 0, self._sums.entries)
         self._copy_namespaces()
         names = {namespace.name for namespace in self._namespaces}
         for name, group in itertools.groupby(found, key=itemgetter(0)):
             if name in names:
-                self._write_pieces(name, [(key, version, size) for _, key, version, size in group], [])
+                self._write_pieces(name, self._missing(name, [row[1:] for row in group]), [])
         self._tell("copying", self._sums.entries, self._sums.entries)
         return True
+
+    def _missing(self, name: str, newer: list[Outline]) -> list[Outline]:
+        """Without what was there before: what was newer then may have come with a greater floor, or in the overlap."""
+        known = [key for key, version, _ in newer if version <= self._copied]
+        there = {key: version for key, version, _ in versions_of(self._there(), name, known)}
+        return [row for row in newer if there.get(row[0]) != row[1]]
 
     def copy_deletions(self) -> None:
         """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
@@ -516,8 +528,18 @@ class _Copy:
         """Indexes, and a commit that survives a power cut with all before it."""
         self._make_indexes()
         is_durable = self._target._options.synchronous != "OFF"
-        # Only a commit that writes something is waited for by the disk.
-        self._change(lambda target, _: target.place_namespace(self._default), durable=is_durable)
+        since = min(max(self._sums.greatest, self._sums.floor), self._read_at - _OVERLAP)
+        whole = self._kept.up_to(since, self._chosen)
+
+        def step(target: Primitives, _: int) -> bool:
+            target.place_namespace(self._default)  # only a commit that writes something is waited for by the disk
+            is_ours = lineage_of(target) == self._kept  # nobody else has brought it further since
+            if is_ours:
+                target.place_namespace(whole.row())
+            return is_ours
+
+        if self._change(step, durable=is_durable):
+            self._kept = whole
 
     def _remove_namespace(self, name: str) -> None:
         def step(target: Primitives, now: int) -> int:
