@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from mycelia_storage.arguments import check_chosen, check_flag, check_progress
 from mycelia_storage.deletions import NAMESPACES_KEPT, Ranges, cutter, recall, remember, surplus, suspicious
@@ -25,8 +25,6 @@ from mycelia_storage.errors import (
     CopyTargetError,
     InvalidValueError,
     NamespaceNotFoundError,
-    TransactionConflictError,
-    UniqueIndexError,
 )
 from mycelia_storage.keys import DEFAULT_NAMESPACE
 from mycelia_storage.lineage import Adopted, Wanted, adopted, lineage_of, named, refuse_same, written_meanwhile
@@ -42,7 +40,7 @@ from mycelia_storage.lockstep import (
     versions_of,
     walk,
 )
-from mycelia_storage.retries import Retries
+from mycelia_storage.placing import Placing
 from mycelia_storage.storage import Storage, check_store
 
 if TYPE_CHECKING:
@@ -56,8 +54,6 @@ R = TypeVar("R")
 
 # Where more has changed, everything is gone through in key order instead.
 MOST_NEWER: Final = 50_000
-_ATTEMPTS: Final = 50
-_DEADLINE: Final = 30.0
 # A transaction waits so long for what the source is asked meanwhile; a server may end one that does nothing.
 _PATIENCE: Final = 5.0
 # A transaction that was open when the source was read had begun no earlier than so many microseconds before.
@@ -137,15 +133,7 @@ class _NotYetError(Exception):
     """The source takes longer than a transaction on the target may wait."""
 
 
-class _Change(NamedTuple):
-    """What a write changes in the sums of the target, and the keys that were not there before."""
-
-    entries: int
-    versions: int
-    new: list[str]
-
-
-class _Copy:
+class _Copy(Placing):
     """One call: the source in one state, the target, and what was done so far."""
 
     def __init__(
@@ -161,16 +149,11 @@ class _Copy:
             check_store(name, store)
         check_progress(progress)
         refuse_same(source, target)
+        super().__init__(source, target, reads_back=reads_back)
         chosen = check_chosen(namespaces)
         self._chosen = None if chosen is None else tuple(sorted({*chosen}))
         self._progress = progress
-        self._source, self._target = source, target
         self._started = time.perf_counter()
-        self._written = self._deleted = self._verified = 0
-        self._reads_back = reads_back
-        # Number of entries and sum of versions that the target has by all that was read and written; None: not known.
-        self._has: tuple[int, int] | None = None
-        self._new: dict[str, list[str]] = {}  # keys that the target did not have
         # Numbers of keys: of the target in the end of the last call, of the source, of the target now.
         self._remembered: dict[str, Ranges] | None = None
         self._counted: dict[str, Ranges] | None = None
@@ -191,7 +174,8 @@ class _Copy:
             self._origin = lineage_of(self._rows())
             self._source_indexes = self._rows().indexes()
             self._kept = lineage_of(self._there())
-            self._remembered = recall(self._target, self._kept, self._chosen)
+            remembered = recall(self._target, self._kept, self._chosen)
+            self._remembered = remembered if len(self._namespaces) <= NAMESPACES_KEPT else None
         except BaseException:
             self._end()
             raise
@@ -199,30 +183,6 @@ class _Copy:
 
     def __exit__(self, *_: object) -> None:
         self._end()
-
-    def _refresh(self) -> None:
-        """Let the time be now, by either clock: what was removed from a side by then had expired."""
-        self._now = max(self._now, self._source._now(), self._target._now())
-
-    def _there(self) -> Primitives:
-        """Where the target is read."""
-        return self._target._reading()
-
-    def _change(self, step: Callable[[Primitives, int], R], *, durable: bool = False) -> R:
-        """A transaction on the target. What it removes by itself, since it has expired, may come between.
-
-        The step gets the time there. What had expired by the later of both clocks was not compared, and may not stand
-        against what is: where it gives way to a unique index, that time counts.
-        """
-        retries = Retries(_ATTEMPTS, _DEADLINE)
-        while True:
-            try:
-                return self._target._together(step, durable=durable, alone=True)
-            except TransactionConflictError:
-                pause = retries.pause()
-                if pause is None:
-                    raise
-            time.sleep(pause)
 
     def _tell(self, step: CopyStep, done: int, total: int) -> None:
         if self._progress is not None:
@@ -265,14 +225,12 @@ class _Copy:
             sums.set_result(self._sums)
         finally:
             sums.cancel()  # where there are none, nobody has to wait for them
-        # While the target adds up. Nothing newer, and as many entries as there were: it will not be needed.
         if self._remembered is not None and newer is not None and len(newer) <= MOST_NEWER:
-            before = sum(sum(ranges.counts) for ranges in self._remembered.values())
-            if newer or before != self._sums.entries:
-                self._counted = {
-                    namespace.name: self._before(namespace.name).counted(self._rows, namespace.name, self._now)
-                    for namespace in self._namespaces
-                }
+            self._counted = {  # while the target adds up
+                namespace.name: self._before(namespace.name).counted(self._rows, namespace.name, self._now)
+                for namespace in self._namespaces
+            }
+            self._keeps_new = True
         return newer
 
     def _before(self, name: str) -> Ranges:
@@ -289,9 +247,10 @@ class _Copy:
             held = rows.tally(None, self._now)
             if lineage_of(rows) != self._kept:
                 raise CopyTargetError("the target was made the copy of another store, or restored, just now")
-            if not wait([sums], timeout=_PATIENCE).done:
-                raise _NotYetError
-            ours = sums.result()
+            try:
+                ours = sums.result(timeout=_PATIENCE)
+            except TimeoutError:
+                raise _NotYetError from None
             if needs_copy and ours.entries and not held.entries:
                 raise CopyTargetError("the target is empty, and no copy yet: a copy comes first")
             if held.entries and not resume:
@@ -300,36 +259,13 @@ class _Copy:
 
         return self._change(step)
 
+    def _makes_index(self, name: str) -> bool:
+        return name in {index.name for index in self._wanted_indexes()}
+
     def _wanted_indexes(self) -> list[IndexRow]:
         """Those of the source that are copied."""
         names = {namespace.name for namespace in self._namespaces}
         return [index for index in self._source_indexes if index.namespace is None or index.namespace in names]
-
-    def _replace(self, target: Primitives, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> _Change:
-        """What it changes to have these rows and not those keys, inside the transaction that does so.
-
-        Raises CopyTargetError where something is in the way that is not copied.
-        """
-        entries = versions = 0
-        there: set[str] = set()
-        for key, version, expires_at in versions_of(target, namespace, [*gone, *(row.key for row in rows)]):
-            if version > self._floor:
-                raise written_meanwhile(namespace, key)
-            if expires_at is None or expires_at > self._now // 1000:
-                there.add(key)
-                versions -= version % 2**32
-        for row in rows:
-            versions += row.version % 2**32
-        entries = len(rows) - len(there)
-        return _Change(entries, versions, [row.key for row in rows if row.key not in there])
-
-    def _changed(self, namespace: str, change: _Change) -> None:
-        """It is committed."""
-        if self._has is not None:
-            entries, versions = self._has
-            self._has = entries + change.entries, versions + change.versions
-        if self._counted is not None:
-            self._new.setdefault(namespace, []).extend(change.new)
 
     # ---- copying
 
@@ -337,7 +273,7 @@ class _Copy:
         """Go through all keys in order, and write what the target does not have in the same version."""
         self._tell("copying", 0, self._sums.entries)
         self._copy_namespaces()
-        self._has = self._counted = None  # it is added up in the end
+        self._has, self._counted, self._keeps_new = None, None, False  # it is added up in the end
         self._ranges = {} if len(self._namespaces) <= NAMESPACES_KEPT else None
         passed = 0
         for namespace in self._namespaces:
@@ -373,16 +309,17 @@ class _Copy:
         return [row for row in newer if there.get(row[0]) != row[1]]
 
     def copy_deletions(self) -> None:
-        """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys."""
-        self._ranges = self._remembered if self._counted is None else self._counted
+        """Remove what the source no longer has: everything newer is there, so that it shows in the numbers of keys.
+
+        1. By what is remembered of the target: in each range, whatever the sums say.
+        2. By counting both sides, where the sums differ: nothing is remembered, or somebody else was there.
+        """
+        self._ranges = self._counted
+        for name, ranges in (self._counted or {}).items():
+            found = self._before(name).with_more(self._new.get(name, ())).unlike(ranges)
+            self._remove(name, surplus(self._rows, self._there, name, found, self._now))
         if self.has_same_sums():
             return
-        if self._counted is not None:
-            for name, ranges in self._counted.items():
-                found = self._before(name).with_more(self._new.get(name, ())).unlike(ranges)
-                self._remove(name, surplus(self._rows, self._there, name, found, self._now))
-            if self.has_same_sums():
-                return
         self._ranges = dict(self._counted or {})
         for namespace in self._namespaces:
             name = namespace.name
@@ -434,69 +371,6 @@ class _Copy:
             if size > most:
                 message = f"{row.key!r} in namespace {namespace!r} has {size:,} bytes"
                 raise InvalidValueError(f"{message}, and max_value_bytes of the target is {most:,}")
-
-    def _write(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> None:
-        """One transaction: some rows, and the keys that go."""
-
-        def step(target: Primitives, now: int) -> _Change:
-            change = self._replace(target, namespace, rows, gone)
-            if gone:
-                target.delete(namespace, gone, now)
-            if rows:
-                target.place(namespace, rows, max(now, self._now))
-            return change
-
-        try:
-            change = self._change(step)
-        except UniqueIndexError:
-            change = self._write_past_indexes(namespace, rows, gone)
-        self._changed(namespace, change)
-        self._written += len(rows)
-        self._deleted += len(gone)
-        if any(row.expires_at is not None for row in rows):
-            self._target._expiring()
-        if self._reads_back:
-            self._read_back(namespace, rows)
-
-    def _read_back(self, namespace: str, rows: Sequence[Row]) -> None:
-        back = {row.key: row for row in self._there().rows(namespace, [row.key for row in rows])}
-        found = Found()
-        # What has expired meanwhile may be removed by now.
-        now_ms = max(self._now, self._source._now(), self._target._now()) // 1000
-        found.add(
-            namespace,
-            [
-                row.key
-                for row in rows
-                if back.get(row.key) != row and (row.key in back or row.expires_at is None or row.expires_at > now_ms)
-            ],
-        )
-        found.raise_if_any()
-        self._verified += len(rows)
-
-    def _write_past_indexes(self, namespace: str, rows: Sequence[Row], gone: Sequence[str]) -> _Change:
-        """The source's state has no value twice, but a step on the way there may: two entries exchanged theirs.
-
-        1. Within these rows: all of them go first.
-        2. With rows that come later: the index goes, and is made again when everything is there. It has to be one that
-           the source has too; any other is the target's own, and stands against this copy.
-        """
-
-        def step(target: Primitives, now: int) -> _Change:
-            change = self._replace(target, namespace, rows, gone)
-            target.delete(namespace, [*gone, *(row.key for row in rows)], now)
-            target.place(namespace, rows, max(now, self._now))
-            return change
-
-        while True:
-            try:
-                return self._change(step)
-            except UniqueIndexError as error:
-                name = error.index
-                # Whatever it is there, and in the source by now: it is made in the end as the source has it.
-                if name not in {index.name for index in self._wanted_indexes()}:
-                    raise
-                self._change(lambda target, _, name=name: target.drop_index(name))  # type: ignore[misc]
 
     def _copy_namespaces(self) -> None:
         """Registrations, with their metadata and times."""

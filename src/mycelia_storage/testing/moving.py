@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mycelia_storage import CopyTargetError, Storage, catch_up, copy, open_storage
+from mycelia_storage.keys import KeyRange
 from mycelia_storage.testing.base import ContractBase
 from mycelia_storage.testing.driving import DrivenStorage
 
@@ -92,6 +93,32 @@ class CopyContract(ContractBase):
         report = catch_up(source, _itself(store))
         assert (report.written, report.deleted) == (1, 1)
         assert store.get_entry("a") == source.get_entry("a")
+
+    def test_what_a_copy_asks_for_at_once_is_what_it_would_get_one_by_one(
+        self, store: Storage, clock: FakeClock
+    ) -> None:
+        store.set_many({f"k{number:02d}": number for number in range(0, 40, 2)})
+        store.set("k11", 1, ttl=1)
+        store.set_many({"a": 1, "b": 2}, namespace="other")
+        before = store.get_entry("k00").version
+        clock.advance(1)
+        store.set_many({"k00": 1, "k31": 1, "\U0010ffff": 1})
+        store.set("b", 1, namespace="other")
+        itself = _itself(store)
+        rows, now = itself._reading(), itself._now()
+        spans = [KeyRange("", "k04"), KeyRange("k04", "k04x"), KeyRange("k1", "k2"), KeyRange("k3")]
+        one_by_one = [
+            rows.keys("default", span, now, limit=None, offset=0, reverse=False) for span in (*spans, KeyRange())
+        ]
+        assert rows.keys_in("default", spans, now) == [key for keys in one_by_one[:-1] for key in keys]
+        assert rows.keys_in("default", spans[:2], now) == ["k00", "k02", "k04"]
+        assert rows.keys_in("default", [KeyRange()], now) == one_by_one[-1]
+        assert rows.keys_in("default", [], now) == rows.keys_in("nowhere", spans, now) == []
+        for namespaces in (None, ["default"], ["other", "nowhere"], []):
+            for version in (0, before, now):
+                found = rows.tally_and_newer(namespaces, version, now, limit=100)
+                assert found == (rows.tally(namespaces, now), rows.newer(version, now, limit=100))
+        assert len(rows.tally_and_newer(None, 0, now, limit=3)[1]) == 3
 
     def test_what_a_copy_knows_of_itself_is_no_namespace(self, source: Storage, store: Storage) -> None:
         copy(source, _itself(store))
