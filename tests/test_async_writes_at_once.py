@@ -29,6 +29,7 @@ from mycelia_storage import (
 from mycelia_storage.aio import gathering, threads
 from mycelia_storage.aio.jobs import share
 from mycelia_storage.engines.sqlite import commits, writer
+from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 from mycelia_storage.engines.sqlite.indexes import refresh_is_due
 from mycelia_storage.engines.sqlite.trust import Trust
@@ -293,17 +294,22 @@ def test_the_loop_never_writes_the_wal_back_nor_begins_it_anew(
 ) -> None:
     here = threading.get_ident()
     by: dict[str, list[int]] = {"written back": [], "statistics": []}
-    write_back = Trust.write_back
+    write_back, write_ahead = Trust.write_back, Checkpoints._write_back_unread
 
-    def noting(self: Trust, connection: apsw.Connection, mode: int) -> None:
+    def noting(self: Trust, connection: apsw.Connection, mode: int) -> bool:
         by["written back"].append(threading.get_ident())
-        write_back(self, connection, mode)
+        return write_back(self, connection, mode)
+
+    def noting_ahead(self: Checkpoints, connection: apsw.Connection) -> tuple[int, int] | None:
+        by["written back"].append(threading.get_ident())
+        return write_ahead(self, connection)
 
     def looking(connection: apsw.Connection) -> bool:
         by["statistics"].append(threading.get_ident())
         return refresh_is_due(connection)
 
     monkeypatch.setattr(Trust, "write_back", noting)
+    monkeypatch.setattr(Checkpoints, "_write_back_unread", noting_ahead)
     monkeypatch.setattr(writer, "refresh_is_due", looking)
     engine = filed.sync._engine
     assert isinstance(engine, SQLiteEngine)

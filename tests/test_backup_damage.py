@@ -521,7 +521,7 @@ def test_closing_does_not_wait_for_a_checkpoint_that_waits_for_a_fork(
     with open_storage(path) as store:
         keeper = engine_of(store).checkpoints
         monkeypatch.setattr(checkpoints, "WAL_LIMIT", 0)
-        monkeypatch.setattr(checkpoints, "open_writer", lambda *_: pytest.fail("a connection is opened"))
+        monkeypatch.setattr(checkpoints, "open_to_write_back", lambda *_: pytest.fail("a connection is opened"))
         keeper._is_closed = True
         assert keeper.step()
 

@@ -285,7 +285,8 @@ def to_write_back(store: Storage) -> Any:
 
 @pytest.mark.usefixtures("few_pages")
 def test_no_commit_waits_for_the_thread_that_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    monkeypatch.setattr(writer, "WAL_PAGES", 1000)
     with open_storage(path) as store:
         store.set("0", "w" * 50_000)
         assert gate.comes.wait(30)
@@ -318,13 +319,37 @@ def test_under_a_steady_writer_the_wal_is_begun_anew(path: str, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("few_pages")
+def test_whoever_writes_more_than_the_thread_writes_back_waits_for_it(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the -wal would grow for as long as the disk is slow."""
+    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    wait = Checkpoints.wait
+    waited: list[int] = []
+
+    def waiting(self: Checkpoints) -> None:
+        waited.append(wal_size(path))
+        gate.may_pass.set()
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, "wait", waiting)
+    with open_storage(path) as store:
+        for number in range(30):
+            gate.may_pass.clear()
+            store.set("0", f"{number:05}" * 10_000)
+        assert waited
+        assert max(*waited, wal_size(path)) < 400_000
+        gate.may_pass.set()
+
+
+@pytest.mark.usefixtures("few_pages")
 def test_what_the_thread_cannot_do_is_done_by_commits(
     path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> apsw.Connection:
         raise apsw.CantOpenError("too many open files")
 
-    monkeypatch.setattr(checkpoints, "open_writer", refuse)
+    monkeypatch.setattr(checkpoints, "open_to_write_back", refuse)
     monkeypatch.setattr(writer, "WAL_PAGES", 1000)
     with open_storage(path) as store:
         store.set("0", "w" * 50_000)
@@ -340,7 +365,7 @@ def test_what_the_thread_cannot_do_is_done_by_commits(
 def test_the_thread_writes_nothing_to_a_file_that_has_taken_the_place_of_the_stores(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
     with open_storage(tmp_path / "other.db") as other:
         other.set("0", "other")
     before = (tmp_path / "other.db").read_bytes()
@@ -363,7 +388,7 @@ def test_the_thread_writes_nothing_to_a_file_that_has_taken_the_place_of_the_sto
 
 @pytest.mark.usefixtures("few_pages")
 def test_a_store_is_closed_while_the_thread_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_writer")
+    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
     store = open_storage(path)
     store.set("0", "w" * 50_000)
     assert gate.comes.wait(30)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mycelia_storage.engines import forking
-from mycelia_storage.engines.sqlite.connection import Patience, open_writer, size_of
+from mycelia_storage.engines.sqlite.connection import Patience, open_to_write_back, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, is_failed_sync
 from mycelia_storage.engines.sqlite.trust import DISK_IN_DOUBT
 from mycelia_storage.engines.watchdog import Watchdog
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
-
-LOOK: Final = "SELECT 1 FROM sqlite_schema LIMIT 1"
 
 LOG: Final = logging.getLogger("mycelia_storage")
 
@@ -77,7 +75,8 @@ class Checkpoints:
         self._changing = threading.RLock()
         self._is_active = False  # about a -wal that is too large
         self._is_closed = False
-        self.is_ahead: bool = False  # or writing back what there is, so that commits need not
+        self._is_idle = threading.Event()  # or not: it writes back what there is, so that commits need not
+        self._is_idle.set()
         self._not_before = -math.inf  # after a failure, commits do it for a while
         self._looked = (0, 0)  # at so many changes, and so many bytes were there
         self._each = 1.0  # so many bytes a change
@@ -101,12 +100,23 @@ class Checkpoints:
                 return changes + _FEW_CHANGES
             return changes + max(1, min(_MOST_CHANGES, int((WAL_LIMIT - size) / (4 * self._each))))
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the thread writes back what there is, or is about to."""
+        return not self._is_idle.is_set()
+
     def go_ahead(self) -> bool:
         """Have what is in the -wal written back soon, if that is not under way; False where whoever asks has to."""
         with self._changing:
             if not self.is_ahead and not self._is_closed and time.monotonic() >= self._not_before:
-                self.is_ahead = self._calls.watch(0.0, self.write_back)
+                self._is_idle.clear()
+                if not self._calls.watch(0.0, self.write_back):
+                    self._is_idle.set()
             return self.is_ahead
+
+    def wait(self) -> None:
+        """For whoever writes more than the thread writes back: wait for it, but not for ever."""
+        self._is_idle.wait(_LONGEST_PATIENCE)
 
     def write_back(self) -> bool:
         """Write back what nobody reads any more. Who commits meanwhile is not kept waiting."""
@@ -121,7 +131,7 @@ class Checkpoints:
         finally:
             if has_failed:
                 self._not_before = time.monotonic() + _LATEST
-            self.is_ahead = False
+            self._is_idle.set()
         return True
 
     def close(self) -> None:
@@ -184,10 +194,8 @@ class Checkpoints:
         with forking.opening(path):
             if self._is_closed:
                 raise self._engine.closed_error()
-            with contextlib.closing(open_writer(path, self._options)) as connection:
-                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            with contextlib.closing(open_to_write_back(path, self._options)) as connection:
                 self._engine.writer.trust.require_same()
-                connection.execute(LOOK).fetchall()  # before it has read, a connection knows of no -wal
                 yield connection
 
     def _write_back_unread(self, connection: apsw.Connection) -> tuple[int, int] | None:
@@ -207,6 +215,7 @@ class Checkpoints:
             if not is_failed_sync(error):
                 raise
             writer.distrust(DISK_IN_DOUBT)
+            self._is_idle.set()  # or whoever waits for it, with the lock, would be waited for
             patience = self._options.busy_timeout
             with writer.kept_out(patience) as is_mine:
                 if not is_mine:

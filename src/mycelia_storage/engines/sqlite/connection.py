@@ -34,6 +34,8 @@ STEPS_BETWEEN_LOOKS: Final = 50_000
 # About some microseconds of work, or a few rows.
 _STEPS_IN_A_HURRY: Final = 200
 
+LOOK: Final = "SELECT 1 FROM sqlite_schema LIMIT 1"
+
 _PIECE: Final = 1024 * 1024
 
 # Beyond this the -wal is cut back after a checkpoint, whatever one big transaction made of it.
@@ -69,6 +71,24 @@ def open_writer(path: str, options: Options) -> apsw.Connection:
         connection.execute(f"PRAGMA synchronous={options.synchronous}")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT}")
     except BaseException:  # a schema that cannot be read shows here
+        close_untouched(connection, path)
+        raise
+    return connection
+
+
+def open_to_write_back(path: str, options: Options) -> apsw.Connection:
+    """A connection for checkpoints. Others may have much to do meanwhile: it goes the shortest way there."""
+    start = _start(path)
+    pages.require_fitting(path, pages.kind_of(start), options)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    connection = _connect(path, start, options.encryption_key, flags, patience=options.busy_timeout)
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        _trust_no_schema(connection)
+        if options.synchronous == "OFF":  # or else the driver's own setting confirms as much as any other
+            connection.execute("PRAGMA synchronous=OFF")
+        connection.execute(LOOK).fetchall()  # before it has read, a connection knows of no -wal
+    except BaseException:
         close_untouched(connection, path)
         raise
     return connection
@@ -278,12 +298,16 @@ def _connect(
 
 def _distrust(connection: apsw.Connection) -> None:
     """What a file could bring along is not run: no triggers, views, functions in the schema, or tricks with pages."""
+    _trust_no_schema(connection)
+    connection.execute("PRAGMA cell_size_check=ON")
+    connection.execute("PRAGMA mmap_size=0")
+
+
+def _trust_no_schema(connection: apsw.Connection) -> None:
     connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_VIEW, 0)
-    connection.execute("PRAGMA cell_size_check=ON")
-    connection.execute("PRAGMA mmap_size=0")
 
 
 def plan_once(connection: apsw.Connection) -> None:

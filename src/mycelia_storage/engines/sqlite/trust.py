@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
+from mycelia_storage.engines.sqlite.connection import LOOK
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, is_failed_sync, roll_back
 from mycelia_storage.errors import StorageIOError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
-LOOK: Final = "SELECT 1 FROM sqlite_schema LIMIT 1"
 COMMIT: Final = "COMMIT"
 
 LOG: Final = logging.getLogger("mycelia_storage")

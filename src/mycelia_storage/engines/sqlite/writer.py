@@ -52,8 +52,9 @@ FIRST_REFRESH: Final = 1000
 # What is in the -wal is written back by a thread when it is so many pages. Not by SQLite itself, which does it within
 # COMMIT, and never tells what fails then.
 AHEAD_PAGES: int = 1000
-# A -wal of so many pages is to be begun anew: whoever has committed writes back what that thread has left. The length
-# is looked at whenever this connection has written a tenth of the smaller of the two.
+# A -wal of so many pages is to be begun anew: whoever has committed writes back what that thread has left, which is
+# little, or everything where the thread does not keep up. The length is looked at whenever this connection has written
+# a tenth of the smaller of the two.
 WAL_PAGES: int = 3000
 
 LOG: Final = logging.getLogger("mycelia_storage")
@@ -386,23 +387,36 @@ class Writer:
 
     def _keep_wal_short(self) -> None:
         """Have the -wal written back where it is long. What fails is told to whoever writes next, if it matters."""
-        connection, checkpoints = self.connection, self._engine.checkpoints
+        connection = self.connection
         self._next_write_back = connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0] + _few_pages()
         self._next_look = 0  # a few changes have written much
         if self.trust.doubt is not None or self.is_wal_left:
             return
         try:
-            pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-            if pages < WAL_PAGES:
-                self._anew_at = WAL_PAGES
-            if checkpoints.is_ahead:
-                return
-            if pages < self._anew_at and (pages - done < AHEAD_PAGES or checkpoints.go_ahead()):
-                return
-            self._anew_at = pages + WAL_PAGES  # where somebody reads from it, it is not begun anew
-            self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if not self._leave_to_thread():
+                self.trust.write_back(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except DRIVER_ERRORS as error:
             LOG.warning("%s: the -wal could not be written back, and is kept: %s", self._path, type(error).__name__)
+
+    def _leave_to_thread(self) -> bool:
+        """Whether the -wal is short, or the thread writes it back; if not, nobody else does."""
+        connection, checkpoints = self.connection, self._engine.checkpoints
+        pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        if pages < WAL_PAGES:
+            self._anew_at = WAL_PAGES
+        if pages < self._anew_at + AHEAD_PAGES:
+            if checkpoints.is_ahead:
+                return True
+            # The longer it is, the less is to be left for whoever has it begun anew.
+            enough = AHEAD_PAGES if pages < self._anew_at else AHEAD_PAGES / 3
+            if pages - done >= enough and checkpoints.go_ahead():
+                return True
+            if pages < self._anew_at and pages - done < enough:
+                return True
+        elif checkpoints.is_ahead:
+            checkpoints.wait()
+        self._anew_at = pages + WAL_PAGES  # where somebody reads from it, it is not begun anew
+        return self.trust.doubt is not None
 
     def replace(self, step: Callable[[apsw.Connection], None]) -> None:
         """Run a step that rewrites the whole file in a transaction of its own, with the lock held; it is durable."""
