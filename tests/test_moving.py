@@ -917,6 +917,20 @@ def test_one_postgres_database_is_copied_into_another(
         postgres_connection.execute(f"drop database {name} with (force)".encode())
 
 
+def test_one_postgres_server_is_copied_to_another(opened: Callable[..., Storage], postgres_dsn: str) -> None:
+    """With a database and a schema of the same names: where to move when a machine is given up."""
+    from mycelia_storage.testing.postgres_server import PostgresServer
+
+    source = opened("postgres")
+    fill(source)
+    with (
+        PostgresServer() as server,
+        open_storage(server.dsn(), schema=source._options.schema) as target,
+    ):
+        copy(source, target)
+        assert contents(target) == contents(source)
+
+
 def test_a_store_is_not_copied_into_itself(opened: Callable[..., Storage], tmp_path: Path) -> None:
     source = opened("sqlite")
     fill(source)
