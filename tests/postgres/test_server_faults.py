@@ -439,7 +439,7 @@ def test_many_threads_that_come_at_once_while_the_server_is_away_are_all_told(
 
 AWAY = """
 import sys, threading
-from mycelia_storage import StorageUnavailableError, open_storage
+from mycelia_storage import StorageError, open_storage
 
 dsn, schema = sys.argv[1:]
 with open_storage(dsn, schema=schema, busy_timeout=0.5) as store:
@@ -449,7 +449,7 @@ with open_storage(dsn, schema=schema, busy_timeout=0.5) as store:
     for call in [lambda: store.get("key"), lambda: store.set("key", 2), lambda: store.query()]:
         try:
             call()
-        except StorageUnavailableError as error:
+        except StorageError as error:
             print(error, flush=True)
     input()
     print(store.get("key"), flush=True)
@@ -476,22 +476,26 @@ def test_a_program_that_configured_no_logging_hears_once_that_the_server_is_away
         assert program.stdout.read() == "1\n"
         said = program.stderr.read()
     where = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
-    assert told == [f"{where}: the server could not be reached for 0.5 s\n"] * 3
+    assert [line.startswith(f"{where}: ") for line in told] == [True] * 3
+    assert server.password not in "".join(told)
     assert re.fullmatch(rf"{re.escape(where)}: .*cannot be reached.*, it is tried again\)\n", said), said
 
 
 def test_a_program_that_wants_to_hear_the_pool_hears_it(
     server: PostgresServer, postgres_schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_storage(server.dsn(), schema=postgres_schema, busy_timeout=0.2) as store:
+    with open_storage(server.dsn(), schema=postgres_schema, busy_timeout=0.5) as store:
         server.stop()
-        with caplog.at_level(logging.INFO, "psycopg"), pytest.raises(StorageUnavailableError):
-            store.get("key")
-        assert "psycopg.pool" in {record.name for record in caplog.records if record.levelno == logging.WARNING}
+        with caplog.at_level(logging.INFO, "psycopg"):
+            while not {"psycopg.pool", "mycelia_storage"} <= {record.name for record in caplog.records}:
+                with pytest.raises(StorageError):
+                    store.get("key")
         caplog.clear()
         with caplog.at_level(logging.INFO, "mycelia_storage"):
             server.start()
-            assert store.get("key") is None
-        assert [record.message for record in caplog.records if record.name == "mycelia_storage"] == [
-            f"{store.get_status().target}: the server can be reached again"
-        ]
+            for _ in range(PATIENCE_SECONDS):
+                with contextlib.suppress(StorageError):
+                    assert store.get("key") is None
+                    break
+        news = [record.message for record in caplog.records if record.levelno == logging.INFO]
+        assert news == [f"{store.get_status().target}: the server can be reached again"]
