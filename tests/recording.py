@@ -145,11 +145,11 @@ class _Recorded(apsw.VFSFile):
 
 
 class _Calls:
-    """The operating system's calls that change names or synchronize, recorded where they are of the directory."""
+    """The operating system's calls that change or synchronize something, recorded where that is of the directory."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._open = os.open
+        self._open, self._pwrite = os.open, os.pwrite
         self._paths: dict[int, str] = {}
         self._real = {name: getattr(os, name) for name in ("link", "replace", "rename", "unlink")}
 
@@ -171,6 +171,12 @@ class _Calls:
     def fsync(self, descriptor: int) -> None:
         if descriptor in self._paths:
             self._log.events.append(Event("sync", self._paths[descriptor]))
+
+    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        written = self._pwrite(descriptor, data, offset)
+        if self._paths.get(descriptor):
+            self._log.events.append(Event("write", self._paths[descriptor], offset, bytes(data[:written])))
+        return written
 
     def link(self, source: Any, target: Any) -> None:
         self._real["link"](source, target)
@@ -205,7 +211,7 @@ def recording(directory: str) -> Iterator[Log]:
     """Files that are opened in the block under `directory` are recorded. None of them may be open before."""
     log = Log(directory)
     calls = _Calls(log)
-    names = ("open", "fsync", "link", "replace", "rename", "unlink")
+    names = ("open", "fsync", "pwrite", "link", "replace", "rename", "unlink")
     usual = {name: getattr(os, name) for name in names}
     apsw.set_default_vfs("recording")
     try:

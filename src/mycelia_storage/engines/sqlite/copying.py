@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 # A few milliseconds each: so often progress is told, and so soon a copy is cancelled.
 PAGES_AT_ONCE: Final = 1024
 _ROWS_BETWEEN_LOOKS: Final = 1000
+# So many look through one file at the same time.
+_MOST_AT_ONCE: Final = 3
 # So many bytes of a file's name stand in that of one beside it.
 LONGEST_START: Final = 200
 
@@ -196,11 +198,15 @@ def complete(connection: apsw.Connection, target: str, options: Options, teller:
             if schema.verify(connection, target) == 0:
                 raise StorageCorruptError(f"{what}: it is empty")
             # What is looked through is the file, and not what the connection that wrote it remembers of it.
-            first, *others = (stack.enter_context(contextlib.closing(open_reader(path, options))) for _ in range(3))
+            first, *others = (
+                stack.enter_context(contextlib.closing(open_reader(path, options))) for _ in range(_looking_on())
+            )
             for each in (first, *others):
                 each.execute(READ_ONCE)
+                # What it would look at is looked at by SQLite's check of the whole file, which goes on beside.
+                each.execute("PRAGMA cell_size_check=OFF")
                 each.execute("BEGIN")
-        # At the same time: all go through the whole file, one on the disk and the others on the processor.
+        # At the same time: one is busy with the disk, and the others with the processors.
         on_disk = Beside(lambda: _sync(path))
         try:
             check_structure(first, what, teller, others)
@@ -208,6 +214,12 @@ def complete(connection: apsw.Connection, target: str, options: Options, teller:
             on_disk.wait()
         with failing_as(target):
             on_disk.result()
+
+
+def _looking_on() -> int:
+    """So many look through a file: as many as there are processors, within reason, and one of them in this thread."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(processors, _MOST_AT_ONCE))
 
 
 def copy_pages(

@@ -18,7 +18,7 @@ import msgspec
 
 from mycelia_storage.engines import forking
 from mycelia_storage.engines.engine import EngineStatus, Isolation, Session, Snapshot
-from mycelia_storage.engines.sqlite import checking, checkpoints, copying, pages, schema
+from mycelia_storage.engines.sqlite import checking, checkpoints, copying, pages, schema, whole_files
 from mycelia_storage.engines.sqlite.auto import Auto
 from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 from mycelia_storage.engines.sqlite.connection import (
@@ -42,7 +42,7 @@ from mycelia_storage.engines.sqlite.lending import Lending, PageByPage
 from mycelia_storage.engines.sqlite.places import is_there, look_at, require_same, why_not_written
 from mycelia_storage.engines.sqlite.readers import Readers
 from mycelia_storage.engines.sqlite.session import SQLiteSession
-from mycelia_storage.engines.sqlite.telling import Teller, failing_as
+from mycelia_storage.engines.sqlite.telling import Teller
 from mycelia_storage.engines.sqlite.trust import COMMIT, begin_to_write
 from mycelia_storage.engines.sqlite.writer import Writer
 from mycelia_storage.errors import (
@@ -424,17 +424,7 @@ class SQLiteEngine:
         with copying.new_file(path, self._options, overwrite=overwrite, store=self.path) as target:
             lending = self._lend_apart()
             try:
-                with failing_as(what):  # pages that are encrypted cannot become those of a file with others
-                    target.pragma("page_size", lending.connection.pragma("page_size"))
-                    for connection in (lending.connection, target):
-                        connection.execute(copying.READ_ONCE)
-                copying.copy_pages(
-                    lending.connection,
-                    target,
-                    what,
-                    lambda done, total: teller.tell("copying", done, total),
-                    lambda: lending,
-                )
+                whole_files.copy(lending, target, what, teller, self.readers.open)
             finally:
                 lending.rollback()
             copying.complete(target, path, self._options, teller)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import apsw
@@ -26,7 +27,7 @@ from mycelia_storage.engines.sqlite.telling import failing_as
 from mycelia_storage.errors import StorageCorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mycelia_storage.engines.sqlite.telling import Teller
 
@@ -43,25 +44,27 @@ _LEAST_ID: Final = -(2**63)
 _GREATEST_ID: Final = 2**63 - 1
 # The texts of so many entries are in memory at once: for each side some megabytes, where keys are as long as can be.
 _AT_ONCE: Final = 2000
-# So many namespaces are told apart by comparing each entry's with all of them, which is faster than any search.
+# So many namespaces are told apart by comparing each entry's with all of them, which is faster than any search; and so
+# many by which a text is chosen faster than it is put together.
 _FEW: Final = 16
+_VERY_FEW: Final = 3
 # So often who waits for the threads tells that they go on.
 _SECONDS_BETWEEN_LOOKS: Final = 0.02
 
 # Of an entry's key: a text, which Python hashes. Neither 1 nor 0 is in a namespace, and what they separate wrongly in a
 # damaged key they separate wrongly on both sides.
 _KEYS: Final = "group_concat(id || x'01' || namespace || x'01' || key, x'00')"
-# The same, of entries of which the namespace is known.
+# The same, of entries of which the namespace is known, or is one of very few.
 _KEYS_INSIDE: Final = "group_concat(id || ? || key, x'00')"
+_KEYS_OF_VERY_FEW: Final = "group_concat(id || CASE namespace {} ELSE x'01' || namespace || x'01' END || key, x'00')"
 # Of an entry's expiry: a number below the prime at the end, by primes below 2**31 and 2**28, so that nothing overflows.
 # Whatever is wrong with one of the three, it is another number. (The sum of 2**31 of them fits into 64 bits.)
 _EXPIRIES_OF_FEW: Final = """
-count(expires_at), count(expires_at), ifnull(sum(
-  (id % 268435399 * 16 + {}) * (expires_at % 2147483629 + 1) % 4294967291), 0)"""
+count(expires_at), NULL, sum((id % 268435399 * 16 + {}) * (expires_at % 2147483629 + 1) % 4294967291)"""
 _EXPIRIES_OF_MANY: Final = """
-count(expires_at), count(registered.rowid), ifnull(sum(
+count(expires_at), count(registered.rowid), sum(
   ((id % 2147483647 + 1) * (expires_at % 2147483629 + 1) + (id % 1048573 + 1) * (registered.rowid % 2097143 + 1))
-  % 4294967291), 0)"""
+  % 4294967291)"""
 # A search in a small table for each entry that has an expiry, and none for the others.
 _REGISTERED: Final = """
 LEFT JOIN storage_namespaces AS registered
@@ -70,9 +73,12 @@ ON registered.name = CASE WHEN expires_at IS NOT NULL THEN namespace END"""
 NEXT_NAMESPACE: Final = f"SELECT min(namespace) FROM storage_entries INDEXED BY {_KEY_INDEX} WHERE namespace > ?"
 
 NEXT_ID: Final = "SELECT id FROM storage_entries NOT INDEXED WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?"
-ROWS: Final = f"SELECT count(*), {_KEYS}, {{}} FROM storage_entries NOT INDEXED {{}} WHERE id BETWEEN ? AND ?"
+ROWS: Final = "SELECT count(*), {}, {} FROM storage_entries NOT INDEXED {} WHERE id BETWEEN ? AND ?"
 EXPIRIES: Final = f"SELECT {{}} FROM storage_entries INDEXED BY {_EXPIRY_INDEX} {{}} WHERE expires_at IS NOT NULL"
 
+END_INSIDE: Final = f"""
+SELECT namespace, key FROM storage_entries INDEXED BY {_KEY_INDEX}
+WHERE namespace = ? AND key > ? ORDER BY key LIMIT 1 OFFSET ?"""
 END_OF_KEYS: Final = f"""
 SELECT namespace, key FROM storage_entries INDEXED BY {_KEY_INDEX}
 WHERE (namespace, key) > (?, ?) ORDER BY namespace, key LIMIT 1 OFFSET ?"""
@@ -95,7 +101,7 @@ def check_structure(
 ) -> None:
     """Raise StorageCorruptError where a file is damaged, but for what created indexes have of the documents.
 
-    `others` are two more connections to the file, if there are any: then it all happens at the same time.
+    `others` are more connections to the file, if there are any: as many threads are at it then, besides this one.
     """
     with failing_as(what):
         is_newest = schema.verify(connection, what) == schema.NEWEST
@@ -112,8 +118,7 @@ def compare(connection: apsw.Connection, what: str, teller: Teller) -> None:
     """Raise StorageCorruptError where rows and indexes differ in a key or an expiry."""
     with _telling(connection, what, teller):
         apart = _told_apart(connection)
-        rows = _of_rows(connection, what, _go_on, apart)
-        index = _of_indexes(connection, what, _go_on, apart)
+        rows, index = _walk(connection, what, _go_on, apart, _Left())
     _compare(connection, what, teller, rows, index)
 
 
@@ -156,10 +161,14 @@ class _Sums(NamedTuple):
 
 
 class _Apart(NamedTuple):
-    """How the namespaces of expiries are told apart: what is selected, what it is joined with, what it is bound to."""
+    """How namespaces are told apart: what is selected of keys and expiries, what these are joined with; and what both
+    are bound to.
+    """
 
+    keys: str
     expiries: str
     joined: str
+    texts: tuple[str, ...]
     names: tuple[str, ...]
 
 
@@ -181,59 +190,123 @@ def _told_apart(connection: apsw.Connection) -> _Apart:
     name: Any = connection.execute(NEXT_NAMESPACE, ("",)).get
     while isinstance(name, str):
         if len(names) == _FEW:
-            return _Apart(_EXPIRIES_OF_MANY, _REGISTERED, ())
+            return _Apart(_KEYS, _EXPIRIES_OF_MANY, _REGISTERED, (), ())
         names.append(name)
         name = connection.execute(NEXT_NAMESPACE, (name,)).get
     cases = " ".join(f"WHEN ? THEN {number}" for number in range(1, len(names) + 1))
-    return _Apart(_EXPIRIES_OF_FEW.format(f"CASE namespace {cases} END" if cases else "NULL"), "", tuple(names))
+    expiries = _EXPIRIES_OF_FEW.format(f"CASE namespace {cases} END" if cases else "NULL")
+    if not 0 < len(names) <= _VERY_FEW:
+        return _Apart(_KEYS, expiries, "", (), tuple(names))
+    keys = _KEYS_OF_VERY_FEW.format(" ".join("WHEN ? THEN ?" for _ in names))
+    texts = tuple(text for name in names for text in (name, f"\1{name}\1"))
+    return _Apart(keys, expiries, "", texts, tuple(names))
 
 
 def _sum_of(texts: str | None) -> int:
     return sum(map(hash, texts.split("\0"))) if texts is not None else 0
 
 
-def _of_rows(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart) -> _Sums:
-    statement = ROWS.format(apart.expiries, apart.joined)
-    keys, expiring, known, expiries = 0, 0, 0, 0
-    least, are_dense = _LEAST_ID, True
+def _added(expiries: tuple[int, int, int], expiring: int, known: int | None, more: int | None) -> tuple[int, int, int]:
+    """With what was found in another piece; where few namespaces are told apart, all of them are known."""
+    return expiries[0] + expiring, expiries[1] + (expiring if known is None else known), expiries[2] + (more or 0)
+
+
+class _Left:
+    """What is left to do of both sides: each piece is taken by one of those who walk, and nobody waits for another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._are_expiries_left = True
+        self._least: int | None = _LEAST_ID
+        self.are_dense: bool = True
+        self._last_key: tuple[str, str] | None = ("", "")
+
+    def takes_expiries(self) -> bool:
+        """Whether the index of expiries, which is one piece, is for who asks."""
+        with self._lock:
+            is_first, self._are_expiries_left = self._are_expiries_left, False
+        return is_first
+
+    def take_rows(self, connection: apsw.Connection, what: str) -> tuple[int, int] | None:
+        """The next piece of the rows, by its ids; None at the end."""
+        with self._lock:
+            if self._least is None:
+                return None
+            first = connection.execute(NEXT_ID, (self._least, 0)).get
+            if first is None:
+                self._least = None
+                return None
+            # So many ids are no more entries. Where most of them are not in use, the entries are counted first.
+            last = first + _AT_ONCE - 1 if self.are_dense else connection.execute(NEXT_ID, (first, _AT_ONCE - 1)).get
+            end = _GREATEST_ID if last is None else min(last, _GREATEST_ID)
+            if not self._least <= first <= end:
+                raise StorageCorruptError(f"{what}: the entries are out of order")
+            self._least = end + 1 if end < _GREATEST_ID else None
+            return first, end
+
+    def take_keys(self, connection: apsw.Connection, what: str) -> tuple[str, tuple[str, ...]] | None:
+        """The next piece of the index of keys, by its statement and what that is bound to; None at the end."""
+        with self._lock:
+            if self._last_key is None:
+                return None
+            namespace, key = self._last_key
+            # The first takes a third of the time, and finds one in most pieces of a large namespace.
+            end: Any = connection.execute(END_INSIDE, (namespace, key, _AT_ONCE - 1)).fetchone()
+            if end is None:
+                end = connection.execute(END_OF_KEYS, (namespace, key, _AT_ONCE - 1)).fetchone()
+            if end is None:
+                self._last_key = None
+                return KEYS_TO_THE_END, (namespace, key)
+            if not (type(end[0]) is type(end[1]) is str and (namespace, key) < end):
+                # It would be walked for ever.
+                raise StorageCorruptError(f"{what}: the index {_KEY_INDEX} is out of order")
+            self._last_key = end
+            if end[0] == namespace:
+                return KEYS_INSIDE, (f"\1{namespace}\1", namespace, key, end[1])
+            return KEYS_ACROSS, (namespace, key, *end)
+
+
+def _walk(
+    connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart, left: _Left
+) -> tuple[_Sums, _Sums]:
+    """Take pieces until nothing is left; what the rows gave, and what the indexes gave."""
+    index = _of_indexes(connection, what, go_on, apart, left)
+    return _of_rows(connection, what, go_on, apart, left), index
+
+
+def _of_rows(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart, left: _Left) -> _Sums:
+    statement = ROWS.format(apart.keys, apart.expiries, apart.joined)
+    keys, expiries = 0, (0, 0, 0)
     while True:
         go_on()
-        first = connection.execute(NEXT_ID, (least, 0)).get
-        if first is None:
-            return _Sums(keys, (expiring, known, expiries))
-        # So many ids are no more entries. Where most of them are not in use, the entries are counted first.
-        last = first + _AT_ONCE - 1 if are_dense else connection.execute(NEXT_ID, (first, _AT_ONCE - 1)).get
-        end = _GREATEST_ID if last is None else min(last, _GREATEST_ID)
-        if not least <= first <= end:
-            raise StorageCorruptError(f"{what}: the entries are out of order")
-        ((many, texts, *numbers),) = connection.execute(statement, (*apart.names, first, end))
+        ids = left.take_rows(connection, what)
+        if ids is None:
+            return _Sums(keys, expiries)
+        ((many, texts, *found),) = connection.execute(statement, (*apart.texts, *apart.names, *ids))
         keys += _sum_of(texts)
-        expiring, known, expiries = expiring + numbers[0], known + numbers[1], expiries + numbers[2]
-        if end == _GREATEST_ID:
-            return _Sums(keys, (expiring, known, expiries))
-        least, are_dense = end + 1, many * 4 > end - first
+        expiries = _added(expiries, *found)
+        left.are_dense = many * 4 > ids[1] - ids[0]
 
 
-def _of_indexes(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart) -> _Sums:
-    ((expiring, known, expiries),) = connection.execute(EXPIRIES.format(apart.expiries, apart.joined), apart.names)
-    return _Sums(_of_key_index(connection, what, go_on), (expiring, known, expiries))
-
-
-def _of_key_index(connection: apsw.Connection, what: str, go_on: Callable[[], None]) -> int:
-    keys, namespace, key = 0, "", ""
+def _of_indexes(connection: apsw.Connection, what: str, go_on: Callable[[], None], apart: _Apart, left: _Left) -> _Sums:
+    keys, expiries = 0, (0, 0, 0)
+    if left.takes_expiries():
+        (found,) = connection.execute(EXPIRIES.format(apart.expiries, apart.joined), apart.names)
+        expiries = _added(expiries, *found)
     while True:
         go_on()
-        end: Any = connection.execute(END_OF_KEYS, (namespace, key, _AT_ONCE - 1)).fetchone()
-        if end is None:
-            return keys + _sum_of(connection.execute(KEYS_TO_THE_END, (namespace, key)).get)
-        if not (type(end[0]) is type(end[1]) is str and (namespace, key) < end):
-            raise StorageCorruptError(f"{what}: the index {_KEY_INDEX} is out of order")  # it would be walked for ever
-        if end[0] == namespace:
-            texts = connection.execute(KEYS_INSIDE, (f"\1{namespace}\1", namespace, key, end[1])).get
-        else:
-            texts = connection.execute(KEYS_ACROSS, (namespace, key, *end)).get
-        keys += _sum_of(texts)
-        namespace, key = end
+        piece = left.take_keys(connection, what)
+        if piece is None:
+            return _Sums(keys, expiries)
+        keys += _sum_of(connection.execute(*piece).get)
+
+
+def _together(sums: Iterable[_Sums]) -> _Sums:
+    keys, expiries = 0, (0, 0, 0)
+    for one in sums:
+        keys += one.keys
+        expiries = _added(expiries, *one.expiries)
+    return _Sums(keys, expiries)
 
 
 def _compare(connection: apsw.Connection, what: str, teller: Teller, rows: _Sums, index: _Sums) -> None:
@@ -306,23 +379,23 @@ def _look_at_once(connection: apsw.Connection, what: str, teller: Teller, others
     def go_on() -> None:
         if stopped.is_set():
             raise _StoppedError
-        if threading.get_ident() == caller:  # no thread was to be had
+        if threading.get_ident() == caller:
             teller.tell("checking", 0, pages)
 
     with failing_as(what):
         apart = _told_apart(connection)
     for other in others:
         other.set_progress_handler(stopped.is_set, STEPS_BETWEEN_LOOKS)
-    walks = [
-        Beside(lambda: _of_rows(others[0], what, go_on, apart)),
-        Beside(lambda: _of_indexes(others[1], what, go_on, apart)),
-    ]
+    left = _Left()
+    walks = [Beside(partial(_walk, other, what, go_on, apart, left)) for other in others]
     try:
         raise_problems(problems_of(connection, STRUCTURE, what, teller), what)
+        with _telling(connection, what, teller):  # and then it helps the others
+            own = _walk(connection, what, go_on, apart, left)
         for walk in walks:
             while not walk.wait(_SECONDS_BETWEEN_LOOKS):
                 teller.tell("checking", 0, pages)
-        rows, index = [walk.result() for walk in walks]
+        rows, index = map(_together, zip(own, *(walk.result() for walk in walks), strict=True))
     except DRIVER_ERRORS as error:
         raise to_storage_error(error, what) from error
     finally:
