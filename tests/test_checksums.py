@@ -300,6 +300,23 @@ def test_a_store_in_memory_makes_backups_with_them(tmp_path: Path) -> None:
         assert (store.get("a"), has_checksums(store)) == (1, True)
 
 
+@pytest.mark.parametrize("of_store", [True, False])
+def test_backups_of_more_than_a_cache_holds_have_them_too(tmp_path: Path, of_store: bool) -> None:
+    """The layer that makes them knows by the first page of a file that it has to, and that one is written last."""
+    source, backup = tmp_path / "source.db", tmp_path / "backup.db"
+    with open_storage(source, checksums=True) as store:
+        store.set_many({f"{n}": "x" * 900 for n in range(3000)})
+        store.backup(backup)
+    with open_storage(tmp_path / "other.db", checksums=of_store) as store:
+        store.restore(backup)
+        assert store.check().entries == 3000
+    with open_storage("memory:", checksums=True) as memory:
+        memory.restore(backup)
+        memory.backup(backup, overwrite=True)
+    with open_storage(backup, read_only=True) as store:
+        assert (store.check().entries, has_checksums(store)) == (3000, True)
+
+
 @pytest.mark.parametrize("schema_version", [1, 2])
 def test_migrations_keep_them(tmp_path: Path, schema_version: int) -> None:
     with open_storage(tmp_path / "store.db", checksums=True) as store:

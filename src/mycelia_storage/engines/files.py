@@ -53,6 +53,7 @@ def write(
     teller = Teller(progress)
     with copying.new_file(path, options, overwrite=overwrite, store=None) as target:
         with failing_as(path):
+            copying.begin_file(target, target.pragma("page_size"))
             target.execute("BEGIN IMMEDIATE")
             schema.create(target, now_ms)
             target.execute(NO_NAMESPACES)

@@ -20,6 +20,7 @@ from mycelia_storage.engines.sqlite import indexes, schema
 from mycelia_storage.engines.sqlite.connection import is_held_fast, kind_at, open_reader, open_writer, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back, to_storage_error
 from mycelia_storage.engines.sqlite.leftovers import remove_empty
+from mycelia_storage.engines.sqlite.pages import CHECKSUM_BYTES
 from mycelia_storage.engines.sqlite.places import BESIDE, is_there, look_at, rename_to_free
 from mycelia_storage.engines.sqlite.soundness import (
     INTEGRITY,
@@ -56,6 +57,7 @@ LONGEST_START: Final = 200
 
 BEGIN_TO_WRITE: Final = "BEGIN IMMEDIATE"
 COMMIT: Final = "COMMIT"
+BEGIN_FILE: Final = "PRAGMA user_version=0"
 # For pages that pass once, in order: so many fit into the processor's own memory.
 READ_ONCE: Final = "PRAGMA cache_size=100"
 PIN: Final = "SELECT count(*) FROM sqlite_schema"
@@ -222,6 +224,17 @@ def _looking_on() -> int:
     return max(2, min(processors, _MOST_AT_ONCE))
 
 
+def begin_file(target: apsw.Connection, page_size: int) -> None:
+    """Have a new file that is to have checksums begin so.
+
+    The layer that makes them knows by the first page that it has to. That one is written last where a transaction
+    is larger than the cache, and the pages before it would have none.
+    """
+    if target.reserve_bytes("main", -1) == CHECKSUM_BYTES and not target.pragma("page_count"):
+        target.pragma("page_size", page_size)
+        target.execute(BEGIN_FILE)
+
+
 def copy_pages(
     source: apsw.Connection,
     target: apsw.Connection,
@@ -238,6 +251,8 @@ def copy_pages(
     """
     with using(), failing_as(what):
         total = source.pragma("page_count")
+        if source.reserve_bytes("main", -1) == target.reserve_bytes("main", -1):
+            begin_file(target, source.pragma("page_size"))
     tell(0, total)
     with using(), failing_as(what):
         backup = target.backup("main", source, "main")
@@ -305,6 +320,7 @@ def rebuild(
         if shape is not None:
             target.execute(f"PRAGMA page_size={shape.page_size}")
             target.reserve_bytes("main", shape.reserved)
+        begin_file(target, target.pragma("page_size"))
         target.execute(BEGIN_TO_WRITE)
         if version == 1:
             schema.create_first(target)
