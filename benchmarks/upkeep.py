@@ -2,7 +2,8 @@
 
 Called by `__main__` for `--upkeep`. Every round of the removal begins on a copy of the same file, in which everything
 has expired; one thread sets a key again and again, with pauses, until nothing expired is left. A backup takes turns
-with the plain backup API, which copies the same file as a whole; both end with a file that is on the disk.
+with the plain backup API, as a careful user has it: in one step, closed, and synchronized with the disk by an fsync of
+the target. Both read a file that the system has in memory and end with one of the same entries that is on the disk.
 """
 
 from __future__ import annotations
