@@ -17,7 +17,7 @@ from mycelia_storage import CopyProgress, Storage, StorageClosedError, StorageCo
 from mycelia_storage.engines.sqlite import copying, whole_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mycelia_storage.engines.sqlite.whole_files import _Pieces
@@ -180,18 +180,13 @@ def test_a_store_that_is_closed_during_the_last_piece_gives_none(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read since then may be of another state."""
+    stop = whole_files._Pieces.stop
 
-    def close_first(pieces: _Pieces, *_: Any) -> None:
+    def close_first(pieces: _Pieces) -> None:
         store.close()
-        pieces.copy_all()
+        stop(pieces)
 
-    copy_file = whole_files._copy_file
-
-    def copy(pieces: _Pieces, lending: Any, what: str, tell: Callable[[int], None]) -> None:
-        close_first(pieces)
-        copy_file(pieces, lending, what, tell)
-
-    monkeypatch.setattr(whole_files, "_copy_file", copy)
+    monkeypatch.setattr(whole_files._Pieces, "stop", close_first)
     with pytest.raises(StorageClosedError):
         store.backup(tmp_path / "backup.db")
     assert not list(tmp_path.glob("backup*"))
@@ -205,5 +200,6 @@ def test_pages_with_checksums_are_copied_one_by_one(
     monkeypatch.setattr(whole_files, "_copy_file", lambda *_: pytest.fail("the file was copied in pieces"))
     with open_storage(path, checksums=True) as store:
         write(store, 1)
+        store.optimize()
         store.backup(tmp_path / "backup.db")
     assert numbers(tmp_path / "backup.db") == {1}
