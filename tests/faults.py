@@ -43,6 +43,8 @@ _METHODS: Final = 6
 _SYNC: Final = 5
 _Sync = ctypes.CFUNCTYPE(_int, _pointer, _int)
 _SYNC_OF_FILE: Final = "sync"
+# Where the descriptor stands in SQLite's own part of an open file (struct unixFile).
+_DESCRIPTOR: Final = 3 * ctypes.sizeof(_pointer)
 
 
 class Fault(NamedTuple):
@@ -80,7 +82,7 @@ class Failing:
 def failing(fault: Fault) -> Iterator[Failing]:
     """The fault, for the length of the block."""
     state = Failing(fault)
-    with _sync_failing(state) if fault.call == _SYNC_OF_FILE else _call_failing(state, fault):
+    with _sync_failing(lambda _: state.is_due()) if fault.call == _SYNC_OF_FILE else _call_failing(state, fault):
         yield state
 
 
@@ -110,7 +112,47 @@ def _call_failing(state: Failing, fault: Fault) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sync_failing(state: Failing) -> Iterator[None]:
+def losing(at: int) -> Iterator[Failing]:
+    """The sync that fails, as Linux tells it: to every descriptor that has the file open then, each once."""
+    state, told_later = Failing(Fault(_SYNC_OF_FILE, at=at)), set[int]()
+
+    def fails(file: int) -> bool:
+        number = ctypes.c_int.from_address(file + _DESCRIPTOR).value
+        if state.is_due():
+            told_later.update(_descriptors_of(os.fstat(number)))
+        elif number not in told_later:
+            return False
+        told_later.discard(number)
+        return True
+
+    vfs = apsw.VFS("closing", "unix")
+    address = vfs.xGetSystemCall("close")
+    prototype = ctypes.CFUNCTYPE(_int, _int, use_errno=True)
+    real = prototype(address or 0)
+
+    def close(number: int) -> int:
+        told_later.discard(number)
+        return int(real(number))
+
+    replacement = prototype(close)
+    vfs.xSetSystemCall("close", ctypes.cast(replacement, _pointer).value or 0)
+    try:
+        with _sync_failing(fails):
+            yield state
+    finally:
+        vfs.xSetSystemCall("close", address or 0)
+        vfs.unregister()
+
+
+def _descriptors_of(file: os.stat_result) -> Iterator[int]:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that was listing them
+            if os.path.samestat(os.fstat(int(name)), file):
+                yield int(name)
+
+
+@contextlib.contextmanager
+def _sync_failing(fails: Callable[[int], bool]) -> Iterator[None]:
     """Syncs go past the system calls that can be replaced, so SQLite's table of a file's methods is changed instead.
 
     (What a method in Python raises would come out at the wrong place; a code that is returned does not.)
@@ -120,7 +162,7 @@ def _sync_failing(state: Failing) -> Iterator[None]:
     real = _Sync(addresses[0])  # the same in all
 
     def sync(file: int, flags: int) -> int:
-        return apsw.SQLITE_IOERR_FSYNC if state.is_due() else real(file, flags)
+        return apsw.SQLITE_IOERR_FSYNC if fails(file) else real(file, flags)
 
     replacement = _Sync(sync)
     for table in tables:

@@ -17,7 +17,7 @@ from mycelia_storage.engines.sqlite.engine import SQLiteEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import ModuleType, TracebackType
+    from types import TracebackType
 
     import pytest
 
@@ -125,9 +125,9 @@ class Held:
 
 
 class Gate:
-    """At a function of a module: whoever calls it `comes` up to it, and goes on as soon as it `may_pass`."""
+    """At a function or a method: whoever calls it `comes` up to it, and goes on as soon as it `may_pass`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
         self.comes: threading.Event = threading.Event()
         self.may_pass: threading.Event = threading.Event()
         function: Any = getattr(module, name)

@@ -538,6 +538,7 @@ def test_other_connections_and_processes_see_the_restored_state(tmp_path: Path, 
     program = """
 from mycelia_storage import open_storage
 with open_storage(sys.argv[1]) as store:
+    begin()
     print(store.get("a"), store.count(), flush=True)
     begin()
     print(store.get("a"), store.count(), [index.name for index in store.list_indexes()], flush=True)
@@ -551,6 +552,8 @@ with open_storage(sys.argv[1]) as store:
         store.drop_index("by n")
         store.set_many({"a": "newer", "b": 1})
         assert (other.get("a"), other.count()) == ("newer", 2)
+        assert child.line() == "ready"
+        child.tell()
         assert child.line() == "newer 2"
         assert child.line() == "ready"
         with other.transaction(read_only=True) as tx:

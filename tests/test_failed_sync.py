@@ -6,15 +6,17 @@ import asyncio
 import logging
 import os
 import shutil
+import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 from children import run
-from faults import Fault, failing
+from faults import Fault, failing, losing
 from faulty import state_of
-from stepping import Gate, until
+from stepping import Gate, Workers, error_of, until, waiting
 
 from mycelia_storage import (
     AsyncStorage,
@@ -26,11 +28,12 @@ from mycelia_storage import (
     Transaction,
     open_storage,
 )
-from mycelia_storage.engines.sqlite import checkpoints, writer
+from mycelia_storage.engines.sqlite import writer
+from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
+from mycelia_storage.engines.sqlite.trust import COMMIT_IN_DOUBT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # Every sync from now on; or the first one only.
 FOR_GOOD = Fault("sync", at=1, for_good=True)
@@ -219,7 +222,7 @@ def test_a_store_that_cannot_be_settled_closes_all_the_same(path: str, caplog: p
 FORKS = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
-from faults import Fault, failing
+from faults import Fault, failing, losing
 from mycelia_storage import OutcomeUnknownError, StorageIOError, open_storage
 store = open_storage(sys.argv[1])
 with failing(Fault("sync", at=1)):
@@ -444,8 +447,12 @@ def written_back_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "AHEAD_PAGES", 1)
 
 
+def is_at_work(store: Storage) -> Any:
+    return store._engine.checkpoints.is_ahead  # type: ignore[attr-defined]
+
+
 def until_written_back(store: Storage) -> None:
-    until(lambda: not store._engine.checkpoints.is_ahead, "the end of the thread's work")  # type: ignore[attr-defined]
+    until(lambda: not is_at_work(store), "the end of the thread's work")
 
 
 @pytest.mark.usefixtures("written_back_by_a_thread")
@@ -484,7 +491,7 @@ def test_nothing_is_promised_between_a_checkpoint_that_failed_and_the_one_that_m
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the disk confirms then might stand behind something that it has lost."""
-    stopped = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    stopped = Gate(monkeypatch, Checkpoints, "_write_back_unread")
 
     def fail_meanwhile(tx: Transaction) -> None:
         tx.set("k", 3)
@@ -506,7 +513,7 @@ def test_nothing_is_promised_between_a_checkpoint_that_failed_and_the_one_that_m
 
 @pytest.mark.usefixtures("written_back_by_a_thread")
 def test_nothing_is_written_back_after_a_commit_of_unknown_outcome(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    stopped = Gate(monkeypatch, Checkpoints, "_write_back_unread")
     with open_storage(path) as store:
         store.set("l", 1)
         assert stopped.comes.wait(30)
@@ -520,3 +527,49 @@ def test_nothing_is_written_back_after_a_commit_of_unknown_outcome(path: str, mo
         with open(path, "rb") as file:
             assert file.read() == before
         assert store.get_status().details["refuses_writes"] == reason
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+def test_nothing_is_written_back_while_a_commit_finds_out_that_its_outcome_is_unknown(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk tells it to those who had the file open, and the thread is one of them."""
+    gate = Gate(monkeypatch, Checkpoints, "_write_back_unread")
+    finds_out, may_tell, distrust = threading.Event(), threading.Event(), writer.Writer.distrust
+
+    def later(self: writer.Writer, reason: str) -> None:
+        if reason == COMMIT_IN_DOUBT:
+            finds_out.set()
+            assert may_tell.wait(30)
+        distrust(self, reason)
+
+    monkeypatch.setattr(writer.Writer, "distrust", later)
+    with open_storage(path) as store, Workers() as workers:
+        store.set("l", 1)
+        assert gate.comes.wait(30)
+        before = Path(path).read_bytes()
+        with losing(1), monkeypatch.context() as settling:
+            settling.setattr(writer.Writer, "_settle", lambda _: False)  # nor does the disk confirm another commit
+            found = workers.one().start(lambda: store.set("k", "doubtful", durable=True))
+            assert finds_out.wait(30)
+            gate.may_pass.set()
+            until(lambda: waiting(store) or not is_at_work(store), "what the thread does")
+            may_tell.set()
+            assert isinstance(error_of(found), OutcomeUnknownError)
+            until(lambda: not waiting(store), "the end of the thread's work")
+        assert Path(path).read_bytes() == before
+
+
+@pytest.mark.usefixtures("written_back_by_a_thread")
+@pytest.mark.parametrize("at", [2, 3])
+def test_what_the_thread_has_mended_is_not_told_to_the_next_commit(path: str, at: int) -> None:
+    with open_storage(path) as store, losing(at) as state:
+        store.set("k", 2)
+        until(lambda: state.failed, "a checkpoint")
+        until(lambda: not os.path.getsize(path + "-wal"), "a -wal that is begun anew")
+        until(lambda: store.get_status().details["refuses_writes"] is None, "the end of the doubt")
+        store.set("k", 3, durable=True)
+        store.set("k", 4, durable=True)
+        until_written_back(store)
+    with open_storage(path) as again:
+        assert again.get("k") == 4

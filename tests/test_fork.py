@@ -590,6 +590,35 @@ wait(fork(increment))
     assert counted(path) == (2 if read_only else 4)
 
 
+def test_a_child_is_refused_where_the_thread_that_writes_back_has_the_file_open_for_too_long(path: Path) -> None:
+    forking(
+        f"""
+from mycelia_storage.engines.sqlite import writer
+from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
+writer.AHEAD_PAGES = 1
+comes, may_end = threading.Event(), threading.Event()
+write_back = Checkpoints._write_back_unread
+def slowly(*arguments):
+    comes.set()
+    may_end.wait()
+    return write_back(*arguments)
+Checkpoints._write_back_unread = slowly
+store = open_storage(path, busy_timeout=0.3)
+{EVERY_VERB}
+increment()
+comes.wait()
+wait(fork(is_refused))
+increment()
+may_end.set()
+while store._engine.checkpoints.is_ahead:
+    pass
+wait(fork(increment))
+""",
+        path,
+    )
+    assert counted(path) == 3
+
+
 def test_what_another_thread_ends_in_time_is_waited_for(path: Path) -> None:
     forking(
         """

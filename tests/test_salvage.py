@@ -34,7 +34,7 @@ from mycelia_storage import (
     open_storage,
     salvage,
 )
-from mycelia_storage.engines.sqlite import raw_pages
+from mycelia_storage.engines.sqlite import raw_pages, writer
 from mycelia_storage.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -184,7 +184,9 @@ def test_a_cancelled_salvage_leaves_nothing(made: Made, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_has_not_been_written_back_from_the_wal_counts(tmp_path: Path) -> None:
+def test_what_has_not_been_written_back_from_the_wal_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AHEAD_PAGES", "WAL_PAGES"):
+        monkeypatch.setattr(writer, name, 10_000)
     path = tmp_path / "store.db"
     with open_storage(path) as store:
         fill(store)

@@ -285,7 +285,7 @@ def to_write_back(store: Storage) -> Any:
 
 @pytest.mark.usefixtures("few_pages")
 def test_no_commit_waits_for_the_thread_that_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    gate = Gate(monkeypatch, Checkpoints, "_write_back_unread")
     monkeypatch.setattr(writer, "WAL_PAGES", 1000)
     with open_storage(path) as store:
         store.set("0", "w" * 50_000)
@@ -323,7 +323,7 @@ def test_whoever_writes_more_than_the_thread_writes_back_waits_for_it(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the -wal would grow for as long as the disk is slow."""
-    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    gate = Gate(monkeypatch, Checkpoints, "_write_back_unread")
     wait = Checkpoints.wait
     waited: list[int] = []
 
@@ -365,7 +365,7 @@ def test_what_the_thread_cannot_do_is_done_by_commits(
 def test_the_thread_writes_nothing_to_a_file_that_has_taken_the_place_of_the_stores(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    gate = Gate(monkeypatch, Checkpoints, "_write_back_unread")
     with open_storage(tmp_path / "other.db") as other:
         other.set("0", "other")
     before = (tmp_path / "other.db").read_bytes()
@@ -388,7 +388,7 @@ def test_the_thread_writes_nothing_to_a_file_that_has_taken_the_place_of_the_sto
 
 @pytest.mark.usefixtures("few_pages")
 def test_a_store_is_closed_while_the_thread_writes_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch, checkpoints, "open_to_write_back")
+    gate = Gate(monkeypatch, Checkpoints, "_write_back_unread")
     store = open_storage(path)
     store.set("0", "w" * 50_000)
     assert gate.comes.wait(30)

@@ -17,11 +17,14 @@ grown too large, commits leave it, and the thread
 3. does not wait where it has come no further since the last time, because somebody reads for long: it comes back later.
 
 It ends, and commits write back again, when the -wal is small.
+
+The connection is opened by whoever commits, before the thread needs it for the first time, and kept until the store is
+closed or the process forks. Linux tells of a sync that failed to everybody who has the file open then, once: whoever
+opens it later hears nothing, and would write back what the disk has lost.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
@@ -30,7 +33,6 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from mycelia_storage.engines import forking
 from mycelia_storage.engines.sqlite.connection import Patience, open_to_write_back, size_of
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, is_failed_sync
 from mycelia_storage.engines.sqlite.trust import DISK_IN_DOUBT
@@ -38,8 +40,6 @@ from mycelia_storage.engines.watchdog import Watchdog
 from mycelia_storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.options import Options
 
@@ -78,6 +78,9 @@ class Checkpoints:
         self._is_idle = threading.Event()  # or not: it writes back what there is, so that commits need not
         self._is_idle.set()
         self._not_before = -math.inf  # after a failure, commits do it for a while
+        # For whoever uses the connection, or takes it away. It is made by the owner of the writer's lock only.
+        self._using = threading.RLock()
+        self._connection: apsw.Connection | None = None
         self._looked = (0, 0)  # at so many changes, and so many bytes were there
         self._each = 1.0  # so many bytes a change
         self._began = 0.0
@@ -106,31 +109,34 @@ class Checkpoints:
         return not self._is_idle.is_set()
 
     def go_ahead(self) -> bool:
-        """Have what is in the -wal written back soon, if that is not under way; False where whoever asks has to."""
+        """Have what is in the -wal written back soon, if that is not under way; False where whoever asks has to.
+
+        For the owner of the writer's lock.
+        """
         with self._changing:
-            if not self.is_ahead and not self._is_closed and time.monotonic() >= self._not_before:
+            if not self.is_ahead and not self._is_closed and time.monotonic() >= self._not_before and self._open():
                 self._is_idle.clear()
-                if not self._calls.watch(0.0, self.write_back):
-                    self._is_idle.set()
+                has_begun = False
+                try:
+                    has_begun = self._calls.watch(0.0, self.write_back)
+                finally:
+                    if not has_begun:
+                        self._is_idle.set()
             return self.is_ahead
 
     def wait(self) -> None:
-        """For whoever writes more than the thread writes back: wait for it, but not for ever."""
+        """For whoever wants to write back, and cannot while the thread does: wait for it, but not for ever."""
         self._is_idle.wait(_LONGEST_PATIENCE)
 
     def write_back(self) -> bool:
         """Write back what nobody reads any more. Who commits meanwhile is not kept waiting."""
-        has_failed = True
         try:
-            with self._connection() as connection:
-                self._write_back_unread(connection)
-            has_failed = False
-        except (*DRIVER_ERRORS, StorageError, OSError) as error:
-            if not self._is_closed:
-                self._tell(error)
+            with self._using:
+                if self._connection is not None and not self._is_closed:
+                    self._write_back_unread(self._connection)
+        except (*DRIVER_ERRORS, StorageError) as error:
+            self._tell(error)
         finally:
-            if has_failed:
-                self._not_before = time.monotonic() + _LATEST
             self._is_idle.set()
         return True
 
@@ -138,6 +144,36 @@ class Checkpoints:
         """End the thread, and wait for that."""
         self._is_closed = True
         self._calls.close()
+        self.let_go()
+
+    def let_go(self, patience: float = math.inf) -> bool:
+        """Close the connection, for whoever keeps a new one from being opened; False where it is in use for longer."""
+        if not self._using.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+            return False
+        try:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close(True)
+        finally:
+            self._using.release()
+        return True
+
+    def _open(self) -> bool:
+        """For the owner of the writer's lock: whether there is a connection."""
+        if self._connection is not None:
+            return True
+        try:
+            connection = open_to_write_back(self._options.path, self._options)
+            with self._using:
+                self._connection = connection
+                self._engine.writer.trust.require_same()
+                if self._is_closed:
+                    raise self._engine.closed_error()
+        except (*DRIVER_ERRORS, StorageError, OSError) as error:
+            self.let_go()
+            self._tell(error)
+            return False
+        return True
 
     def _begin(self) -> None:
         if not self._is_active and not self._is_closed:
@@ -171,9 +207,12 @@ class Checkpoints:
             is_small = size_of(self._wal) <= WAL_LIMIT
             if is_mine:
                 writer.leave_wal_alone(is_left=not is_small)
-            if is_small or not is_mine:
+            if is_small or not is_mine or not self._open():
                 return is_small and is_mine
-        with self._connection() as connection:
+        with self._using:
+            connection = self._connection
+            if connection is None or self._is_closed:
+                return False
             found = self._write_back_unread(connection)
             has_moved = found is not None and found != self._found
             self._found = found
@@ -186,17 +225,6 @@ class Checkpoints:
                         writer.leave_wal_alone(is_left=False)
                         return True
         return False
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[apsw.Connection]:
-        """One that writes back, and nothing else."""
-        path = self._options.path
-        with forking.opening(path):
-            if self._is_closed:
-                raise self._engine.closed_error()
-            with contextlib.closing(open_to_write_back(path, self._options)) as connection:
-                self._engine.writer.trust.require_same()
-                yield connection
 
     def _write_back_unread(self, connection: apsw.Connection) -> tuple[int, int] | None:
         """What the driver says of it; None where another process does it just now.
@@ -218,10 +246,11 @@ class Checkpoints:
             self._is_idle.set()  # or whoever waits for it, with the lock, would be waited for
             patience = self._options.busy_timeout
             with writer.kept_out(patience) as is_mine:
-                if not is_mine:
+                if not is_mine or writer.trust.doubt != DISK_IN_DOUBT:
                     raise
                 connection.set_busy_handler(Patience(patience))
                 writer.trust.write_back_once_more(connection)
+                writer.go_dormant()  # its descriptors would be told the same, at the next commit
             return None
 
     def _patience(self) -> float:
@@ -229,6 +258,9 @@ class Checkpoints:
         return min(wanted, _LONGEST_PATIENCE, self._options.busy_timeout / 2)
 
     def _tell(self, error: Exception) -> None:
+        self._not_before = time.monotonic() + _LATEST
+        if self._is_closed:
+            return
         LOG.warning("%s: the -wal file could not be written back: %s", self._options.path, type(error).__name__)
 
     def _warn(self) -> None:

@@ -501,7 +501,6 @@ class SQLiteEngine:
         """End what is open, write the -wal back, and close every connection."""
         if self._why_closed:
             return
-        # Before forks are put off: that thread opens a connection of its own, and waits for a fork that is under way.
         self.checkpoints.close()
         with forking.opening(self.path):
             self._close()
@@ -543,6 +542,7 @@ class SQLiteEngine:
             self._is_held = (
                 not self._lent
                 and all(former.close(max(0.0, deadline - time.monotonic())) for former in self._former_readers)
+                and self.checkpoints.let_go(max(0.0, deadline - time.monotonic()))
                 and self.readers.hold(max(0.0, deadline - time.monotonic()))
             )
             if self._is_held:
@@ -570,7 +570,7 @@ class SQLiteEngine:
         sessions = forking.all_of(self._sessions)
         if not is_ready:
             forking.inherited.add(self.path)
-            keep_for_ever(self.writer.connection, self.readers, *self._former_readers, *sessions)
+            keep_for_ever(self.writer.connection, self.checkpoints, self.readers, *self._former_readers, *sessions)
             self._why_closed = _FORKED
         for lending in sessions:
             lending.abandon()

@@ -376,6 +376,7 @@ class Writer:
             self.commit()
             committing = False
             self.patience.timeout = 0.0  # a reader may stay for long; then it is done another time
+            self._engine.checkpoints.wait()
             self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except DRIVER_ERRORS as error:
             raise self.failure(error, committing=committing) from error
@@ -426,6 +427,7 @@ class Writer:
             self.synchronize(durable=self._options.synchronous != "OFF")
             step(self.connection)
             self.patience.timeout = 0.0
+            self._engine.checkpoints.wait()
             # It is committed: what cannot be written back now is so another time.
             with contextlib.suppress(apsw.Error):
                 self.trust.write_back(self.connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
