@@ -197,3 +197,32 @@ for _ in range(4):
     run(PRELUDE + program, path)
     with open_storage(path) as store:
         assert store.get("n") == 1 + 4 * 101
+
+
+# Its object is destroyed when the interpreter takes its modules apart.
+DESTROYED = """
+from mycelia_storage import open_storage
+class Keeper:
+    def __init__(self):
+        self.store = open_storage(sys.argv[1])
+        if sys.argv[3] == "busy":
+            self.write()
+    def write(self):
+        for number in range(12):
+            self.store.set(f"{number}", "w" * 500_000)
+    def __del__(self, is_to_close=sys.argv[2] == "closed"):
+        self.write()
+        if is_to_close:
+            self.store.close()
+        print("written")
+keeper = Keeper()
+"""
+
+
+@pytest.mark.parametrize("end", ["closed", "open"])
+@pytest.mark.parametrize("before", ["busy", "idle"])
+def test_who_writes_much_in_a_destructor_at_the_very_end_does_not_hang(tmp_path: Path, before: str, end: str) -> None:
+    """Threads neither begin nor end any more then, and what they do is done without them."""
+    assert run(DESTROYED, tmp_path / "store.db", end, before) == "written"
+    with open_storage(tmp_path / "store.db") as store:
+        assert store.count() == 12

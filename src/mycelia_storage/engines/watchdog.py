@@ -3,6 +3,9 @@
 Called by a store's `Home`, to end transactions over their time, by its `Upkeep`, and by an engine for its files, each
 with one of its own. The thread is started by the first thing to watch, and ends when it has had none for a while, or
 with the store.
+
+When the interpreter is about to end, a destructor may still call. No thread begins then, and none ends: in Python 3.11
+whoever started one, or waited for one or for its lock, would wait for ever.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -46,8 +50,10 @@ class Watchdog:
     def watch(self, seconds: float, expire: Callable[[], bool]) -> bool:
         """Call the bound method `expire` in so many seconds, until it gives True; unless its object is gone by then.
 
-        False: no thread could be started, and nothing will be called.
+        False: there is no thread, and nothing will be called.
         """
+        if sys.is_finalizing():
+            return False
         entry = (time.monotonic() + seconds, next(self._numbers), weakref.WeakMethod(expire))
         with self._changed:
             if self._thread is None and not self._is_closed and not self._start():
@@ -73,8 +79,10 @@ class Watchdog:
 
     def close(self) -> None:
         """End the thread, and wait for that."""
+        self._is_closed = True
+        if sys.is_finalizing():
+            return
         with self._changed:
-            self._is_closed = True
             self._changed.notify()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -126,7 +127,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """For whoever wants to write back, and cannot while the thread does: wait for it, but not for ever."""
-        self._is_idle.wait(_LONGEST_PATIENCE)
+        self._is_idle.wait(0.0 if sys.is_finalizing() else _LONGEST_PATIENCE)
 
     def write_back(self) -> bool:
         """Write back what nobody reads any more. Who commits meanwhile is not kept waiting."""
@@ -144,7 +145,7 @@ class Checkpoints:
         """End the thread, and wait for that."""
         self._is_closed = True
         self._calls.close()
-        self.let_go()
+        self.let_go(0.0 if sys.is_finalizing() else math.inf)
 
     def let_go(self, patience: float = math.inf) -> bool:
         """Close the connection, for whoever keeps a new one from being opened; False where it is in use for longer."""
