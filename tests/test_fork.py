@@ -596,11 +596,12 @@ def test_a_child_is_refused_where_the_thread_that_writes_back_has_the_file_open_
 from mycelia_storage.engines.sqlite import writer
 from mycelia_storage.engines.sqlite.checkpoints import Checkpoints
 writer.AHEAD_PAGES = 1
-comes, may_end = threading.Event(), threading.Event()
+comes, may_end, parent = threading.Event(), threading.Event(), os.getpid()
 write_back = Checkpoints._write_back_unread
 def slowly(*arguments):
-    comes.set()
-    may_end.wait()
+    if os.getpid() == parent:
+        comes.set()
+        may_end.wait()
     return write_back(*arguments)
 Checkpoints._write_back_unread = slowly
 store = open_storage(path, busy_timeout=0.3)
