@@ -45,7 +45,7 @@ COMMON = """
 import asyncio, json, os, random, signal, threading, time, traceback
 import apsw
 from mycelia_storage import UniqueIndexError, open_async_storage, open_storage, upkeep
-from mycelia_storage.engines import line as waiting
+from mycelia_storage.engines import turns
 from mycelia_storage.engines.sqlite import checkpoints, writer
 
 upkeep.CLEAN_UP_EVERY = 0.005
@@ -62,7 +62,7 @@ threading.excepthook = failed
 writer.AHEAD_PAGES, writer.WAL_PAGES = 4, 12
 
 # Who was told too early has its chance to say so before the commit.
-waiting._LONGEST_SLEEP = 0.0002
+turns._LONGEST_SLEEP = 0.0002
 
 def committing():
     if random.random() < 0.2:

@@ -29,7 +29,7 @@ from recording import MODES, Disk, recording
 from stepping import Held, Workers, line_up, result, until
 
 from mycelia_storage import AsyncStorage, Storage, StorageError, UniqueIndexError, open_storage
-from mycelia_storage.engines import line
+from mycelia_storage.engines import turns
 from mycelia_storage.engines.sqlite import checkpoints, writer
 from mycelia_storage.testing import FakeClock
 
@@ -459,7 +459,7 @@ def scratch() -> Iterator[str]:
 def written_back_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that checkpoints fall into every workload; and whoever waits looks all the time."""
     monkeypatch.setattr(writer, "WAL_PAGES", FEW_PAGES)
-    monkeypatch.setattr(line, "_LONGEST_SLEEP", 0.0001)
+    monkeypatch.setattr(turns, "_LONGEST_SLEEP", 0.0001)
 
 
 def record(scratch: str, workload: Workload, prepare: Callable[[str], None], setting: Setting) -> Course:

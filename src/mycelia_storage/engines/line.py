@@ -1,4 +1,4 @@
-"""`Line`: the lock of a store's one writer, first come, first served, in which several writes may be served as one.
+"""`Line`: the lock of a store's one writer, and the line before it, in which several writes may be served as one.
 
 Called by the engines that have one writer.
 
@@ -10,36 +10,29 @@ members wants the lock for itself.
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
-from threading import Lock, RLock
-from typing import TYPE_CHECKING, Final
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from mycelia_storage.engines.turns import Turns, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mycelia_storage.engines.engine import Member
 
-# Nobody sleeps longer than this without a look whether the lock has become free: an exception from a signal handler
-# may have kept its last owner from waking the next.
-_LONGEST_SLEEP: Final = 0.5
 
+class Ticket(Waiter):
+    """A place in line. `is_owner`: its turn has come."""
 
-class Ticket:
-    """A place in line. `is_owner`: its turn has come.
-
-    `is_gone`: nobody waits with it any more, because an exception came from a signal handler.
-    """
-
-    __slots__ = ("bell", "is_gone", "is_owner", "members")
+    __slots__ = ("is_owner", "members")
 
     def __init__(self, members: Sequence[Member] = ()) -> None:
+        super().__init__()
         self.members: Sequence[Member] = members
         self.is_owner: bool = False
-        self.is_gone: bool = False
-        self.bell: Lock = Lock()
-        self.bell.acquire()
+
+    def is_served(self) -> bool:
+        return self.is_owner or self.is_done
 
     @property
     def is_done(self) -> bool:
@@ -51,18 +44,24 @@ class Ticket:
         return any(member.durable for member in self.members)
 
 
-class Line:
-    """The lock and those who wait for it."""
+class Line(Turns[Ticket]):
+    """The lock and those who wait for it.
 
-    def __init__(self) -> None:
+    `passing`: so long at most, in seconds, the write of somebody else may pass one that has been called; never a
+    ticket without members.
+    """
+
+    def __init__(self, passing: float = 0.0) -> None:
+        super().__init__(passing)
         self._owned = Lock()
-        # Reentrant: the garbage collector may end a forgotten transaction, and so give the lock back, at any point.
-        self._changing = RLock()
-        self._waiting: deque[Ticket] = deque()
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free and nobody waits for it."""
         return not self._waiting and self._owned.acquire(blocking=False)
+
+    def try_to_pass(self) -> bool:
+        """Take the lock if it is free and whoever waits for it may be passed."""
+        return self._may_pass() and self._owned.acquire(blocking=False)
 
     def acquire(self, timeout: float) -> bool:
         """Take the lock, waiting so many seconds at most. False: it was not to be had."""
@@ -70,26 +69,7 @@ class Line:
 
     def wait(self, ticket: Ticket, timeout: float) -> bool:
         """Stand in line. True: its turn has come, or its work was done by somebody else; False: neither, in time."""
-        deadline = time.monotonic() + timeout
-        try:
-            with self._changing:
-                self._waiting.append(ticket)
-            self._call_next()
-            while not ticket.bell.acquire(timeout=max(0.0, min(deadline - time.monotonic(), _LONGEST_SLEEP))):
-                if ticket.is_owner or ticket.is_done:  # and whoever wanted to ring was interrupted
-                    break
-                self._call_next()
-                if time.monotonic() < deadline:
-                    continue
-                if self._leave(ticket):
-                    return False
-                # Just now its turn came, or it was taken: that comes to its end, however long it takes.
-                deadline = math.inf
-        except BaseException:
-            if not self._leave(ticket, for_good=True) and ticket.is_owner:
-                self.release()
-            raise
-        return True
+        return self._wait(ticket, timeout, passable=bool(ticket.members))
 
     def take(self, into: list[Ticket], most: int, *, durable: bool) -> None:
         """For the owner: take the tickets with members at the head of the line, with `most` members in all.
@@ -133,25 +113,19 @@ class Line:
         if self._waiting:
             self._call_next()
 
-    def _call_next(self) -> None:
-        """Give the lock, where it is free, to the head of the line."""
+    def served(self, tickets: Sequence[Ticket]) -> None:
+        """Wake those whose work is done."""
         with self._changing:
-            if self._waiting and self._owned.acquire(blocking=False):
-                ticket = self._waiting.popleft()
-                ticket.is_owner = True
-                ticket.bell.release()
+            for ticket in tickets:
+                ticket.ring()
 
-    def _leave(self, ticket: Ticket, *, for_good: bool = False) -> bool:
-        with self._changing:
-            try:
-                self._waiting.remove(ticket)
-            except ValueError:
-                ticket.is_gone = for_good
-                return False
-            return True
+    def _is_free(self) -> bool:
+        return not self._owned.locked()
 
+    def _serve(self, waiter: Ticket) -> bool:
+        waiter.is_owner = self._owned.acquire(blocking=False)
+        return waiter.is_owner
 
-def served(tickets: Sequence[Ticket]) -> None:
-    """Wake those whose work is done."""
-    for ticket in tickets:
-        ticket.bell.release()
+    def _take_from(self, waiter: Ticket) -> None:
+        if waiter.is_owner:
+            self._owned.release()

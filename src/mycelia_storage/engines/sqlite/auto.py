@@ -69,7 +69,7 @@ class Auto(Statements):
         if len(rows) != 1:
             return super().put(namespace, rows, now)
         writer = self._engine.writer
-        if not writer.line.try_acquire():
+        if not writer.line.try_to_pass():
             return self._put_with_others(namespace, rows)
         writer.get_ready(0.0)
         try:
@@ -98,7 +98,7 @@ class Auto(Statements):
         if len(keys) != 1:
             return super().delete(namespace, keys, now)
         writer = self._engine.writer
-        if not writer.line.try_acquire():
+        if not writer.line.try_to_pass():
             return self._delete_with_others(namespace, keys)
         writer.get_ready(0.0)
         removed: list[Any] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mycelia_storage.engines.limits import is_over
-from mycelia_storage.engines.line import Ticket, served
+from mycelia_storage.engines.line import Ticket
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
 from mycelia_storage.engines.sqlite.lending import SharedStatements
 from mycelia_storage.engines.sqlite.trust import begin_to_write
@@ -44,7 +44,7 @@ class SharedCommits:
         """Run each member, in one commit with what waits behind it; or let somebody else do that."""
         writer = self._writer
         patience = self._options.busy_timeout if wait is None else wait
-        if not writer.line.try_acquire():
+        if not (writer.line.try_acquire() if is_durable(members) else writer.line.try_to_pass()):
             started = time.monotonic()
             ticket = Ticket(members)
             if not writer.line.wait(ticket, patience):
@@ -131,9 +131,9 @@ class SharedCommits:
             # A signal handler raised. Whose work is not done gets another turn.
             self._give_up()
             writer.line.put_back([ticket for ticket in others if not ticket.is_done])
-            served([ticket for ticket in others if ticket.is_done])
+            writer.line.served([ticket for ticket in others if ticket.is_done])
             raise
-        served(others)
+        writer.line.served(others)
 
     def _give_up(self) -> None:
         """Undo what is not committed."""

@@ -126,9 +126,8 @@ class SQLiteEngine:
         self.checkpoints: Checkpoints = Checkpoints(self, options)
         self.writer: Writer = Writer(self, options, self._reopen, first)
         # Otherwise each commit waits for the disk.
-        can_write_at_once = options.wal_mode and options.synchronous in {"NORMAL", "OFF"}
         self.share_at_once: Callable[[Sequence[Member]], bool] | None = (
-            self.writer.commits.share_at_once if can_write_at_once else None
+            self.writer.commits.share_at_once if self.writer.is_quick else None
         )
         self.auto: Primitives = Auto(self)
         forking.register(self)

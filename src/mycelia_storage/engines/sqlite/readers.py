@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mycelia_storage.engines.limits import is_hurried, is_over, time_left, timeout_error
 from mycelia_storage.engines.sqlite.connection import limited, open_reader
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
+from mycelia_storage.engines.turns import PASSING, Turns, Waiter
 from mycelia_storage.errors import StorageBusyError, StorageError
 
 if TYPE_CHECKING:
@@ -26,23 +26,21 @@ if TYPE_CHECKING:
     from mycelia_storage.options import Options
 
 
-# Nobody sleeps longer than this without a look whether a reader is idle: an exception from a signal handler may have
-# kept whoever had it from waking the next.
-_LONGEST_SLEEP: Final = 0.5
+class _Place(Waiter):
+    """A place in the line for a reader. `has_come`: it is there, or None for one that may be opened instead."""
 
-
-class _Place:
-    """A place in the line for a reader."""
-
-    __slots__ = ("bell", "cursor")
+    __slots__ = ("cursor", "has_come")
 
     def __init__(self) -> None:
+        super().__init__()
+        self.has_come: bool = False
         self.cursor: apsw.Cursor | None = None
-        self.bell = threading.Lock()
-        self.bell.acquire()
+
+    def is_served(self) -> bool:
+        return self.has_come
 
 
-class Readers:
+class Readers(Turns[_Place]):
     """At most `max_readers` connections, opened when they are needed.
 
     They are lent as cursors, because making one for every statement costs a tenth of a read. Who uses one reads all
@@ -50,12 +48,10 @@ class Readers:
     """
 
     def __init__(self, engine: SQLiteEngine, options: Options) -> None:
+        super().__init__(PASSING)
         self._engine = engine
         self._options = options
         self._idle: SimpleQueue[apsw.Cursor | None] = SimpleQueue()
-        self._waiting: deque[_Place] = deque()
-        # Reentrant: the garbage collector may end a forgotten transaction, which gives its reader back, at any point.
-        self._changing = threading.RLock()
         self._opening = threading.Lock()
         self._counting = threading.RLock()
         self.made: int = 0
@@ -65,9 +61,9 @@ class Readers:
     def lend(self) -> apsw.Cursor:
         """A cursor that nobody uses; who has it gives it back.
 
-        Waits up to `busy_timeout`, or as long as the read may take; first come, first served.
+        Waits up to `busy_timeout`, or as long as the read may take.
         """
-        if not self._waiting:
+        if not self._waiting or self._may_pass():
             try:
                 cursor = self._idle.get_nowait()
             except Empty:
@@ -95,43 +91,27 @@ class Readers:
                     self._count(1)
                     return cursor
             place = _Place()
-            try:
-                with self._changing:
-                    self._waiting.append(place)
-                self._call_next()
-                while not place.bell.acquire(timeout=max(0.0, min(deadline - time.monotonic(), _LONGEST_SLEEP))):
-                    self._call_next()
-                    if time.monotonic() >= deadline and self._leave(place):
-                        raise self._busy(patience)
-            except BaseException:
-                if not self._leave(place) and place.cursor is not None:
-                    self.give_back(place.cursor)
-                raise
+            if not self._wait(place, deadline - time.monotonic(), passable=True):
+                raise self._busy(patience)
             if place.cursor is not None:
                 if self._refusal is not None:
                     self.give_back(place.cursor)
                     continue
                 return place.cursor
 
-    def _call_next(self) -> None:
-        """Hand what is idle to those who wait."""
-        with self._changing:
-            while self._waiting:
-                try:
-                    cursor = self._idle.get_nowait()
-                except Empty:
-                    return
-                place = self._waiting.popleft()
-                place.cursor = cursor
-                place.bell.release()
+    def _is_free(self) -> bool:
+        return not self._idle.empty()
 
-    def _leave(self, place: _Place) -> bool:
-        with self._changing:
-            try:
-                self._waiting.remove(place)
-            except ValueError:
-                return False
-            return True
+    def _serve(self, waiter: _Place) -> bool:
+        try:
+            waiter.cursor = self._idle.get_nowait()
+        except Empty:
+            return False
+        waiter.has_come = True
+        return True
+
+    def _take_from(self, waiter: _Place) -> None:
+        self.give_back(waiter.cursor)
 
     def _busy(self, patience: float) -> StorageError:
         if self.is_closed:

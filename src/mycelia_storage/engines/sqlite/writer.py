@@ -39,6 +39,7 @@ from mycelia_storage.engines.sqlite.trust import (
     begin_to_write,
     settle,
 )
+from mycelia_storage.engines.turns import PASSING
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError, StorageIOError
 
 if TYPE_CHECKING:
@@ -75,11 +76,13 @@ class Writer:
         self._next_refresh = FIRST_REFRESH
         self._durable_mode = "FULL" if options.wal_mode else "EXTRA"
         self._is_durable_always = options.synchronous in {"EXTRA", self._durable_mode}
+        # Whether a commit that need not be durable waits for no disk.
+        self.is_quick: bool = options.wal_mode and options.synchronous in {"NORMAL", "OFF"}
         self._next_write_back = 0.0  # when this connection has written so many pages, it looks at the -wal
         self._anew_at = 0  # so many pages in the -wal: it is tried to begin it anew
         self._close_failure: StorageError | None = None
         self.trust: Trust = Trust(options.path)
-        self.line: Line = Line()
+        self.line: Line = Line(passing=PASSING if self.is_quick else 0.0)
         self.commits: SharedCommits = SharedCommits(self, options)
         self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
         self.is_closed: bool = False
