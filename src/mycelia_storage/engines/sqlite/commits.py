@@ -14,7 +14,7 @@ import apsw
 from mycelia_storage.engines.limits import is_over
 from mycelia_storage.engines.line import Ticket
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS
-from mycelia_storage.engines.sqlite.lending import SharedStatements
+from mycelia_storage.engines.sqlite.shared import SharedStatements, UnfitError
 from mycelia_storage.engines.sqlite.trust import begin_to_write
 from mycelia_storage.errors import OutcomeUnknownError, StorageBusyError, StorageError
 
@@ -39,6 +39,7 @@ class SharedCommits:
         self._options = options
         self._committing: Sequence[Member] = ()
         self._shared = SharedStatements(writer)
+        self._is_unfit = False
 
     def share(self, members: Sequence[Member], wait: float | None) -> None:
         """Run each member, in one commit with what waits behind it; or let somebody else do that."""
@@ -122,7 +123,7 @@ class SharedCommits:
             writer.line.take(others, MOST_TOGETHER, durable=durable)
             behind = [member for ticket in others for member in ticket.members if not member.is_done]
             members = [*members, *behind] if behind else members
-            if not self._run_together(members):
+            if not (self._run_together(members) or self._run_together_again(members)):
                 for member in members:
                     writer.patience.timeout = max(0.0, deadline - time.monotonic())
                     self._run_alone(member, durable=durable)
@@ -142,35 +143,27 @@ class SharedCommits:
         self._committing = ()
         self._writer.roll_back()
 
-    def _run_together(self, members: Sequence[Member], *, is_hurried: bool = False) -> bool:
+    def _run_together(self, members: Sequence[Member], *, is_gathering: bool = True, is_hurried: bool = False) -> bool:
         """Run all in the open transaction and commit. False: nothing of it was done, and each has to run by itself.
 
         A member that has written nothing may fail without further consequences. One that has ends the transaction.
         In a hurry nothing is done either where it takes too long, or one of them would have to wait.
         """
         writer = self._writer
-        connection, rows, now = writer.connection, self._shared, writer.time()
-        rows.begin()
-        count_changes = connection.total_changes
-        changes = count_changes()
-        for member in members:
-            if is_hurried and is_over():
+        self._is_unfit = False
+        try:
+            if not self._run_steps(members, is_gathering=is_gathering, is_hurried=is_hurried):
                 return self._undo(members)
-            try:
-                member.result = member.step(rows, now)
-            except DRIVER_ERRORS as error:
-                if not is_hurried:
-                    writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
-                return self._undo(members)
-            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
-                if count_changes() != changes or (is_hurried and isinstance(error, StorageBusyError)):
-                    return self._undo(members)
-                member.error = error
-            else:
-                changes = count_changes()
+        except UnfitError:
+            self._is_unfit = True
+            return self._undo(members)
+        except DRIVER_ERRORS as error:
+            if not is_hurried:
+                writer.failure(error, committing=False)  # which may be that the disk is not to be trusted
+            return self._undo(members)
         if is_hurried:
             # SQLite would ask once more behind a COMMIT, and call one interrupted that has happened.
-            connection.set_progress_handler(None)
+            writer.connection.set_progress_handler(None)
         try:
             self._committing = members
             writer.commit()
@@ -187,6 +180,39 @@ class SharedCommits:
         self._committing = ()
         return True
 
+    def _run_steps(self, members: Sequence[Member], *, is_gathering: bool, is_hurried: bool) -> bool:
+        rows, now = self._shared, self._writer.time()
+        rows.begin(is_gathering=is_gathering)
+        count_changes, shared = self._writer.connection.total_changes, rows.shared
+        changes = count_changes() + shared.gathered
+        for member in members:
+            if is_hurried and is_over():
+                return False
+            try:
+                member.result = member.step(rows, now)
+            except (UnfitError, *DRIVER_ERRORS):
+                raise
+            except Exception as error:  # noqa: BLE001  it is the member's, whose caller gets it
+                if count_changes() + shared.gathered != changes or (is_hurried and isinstance(error, StorageBusyError)):
+                    return False
+                member.error = error
+            else:
+                changes = count_changes() + shared.gathered
+        rows.flush()
+        return True
+
+    def _run_together_again(self, members: Sequence[Member]) -> bool:
+        """The same, where a row that was gathered did not fit, with each row put by itself."""
+        writer = self._writer
+        if not self._is_unfit:
+            return False
+        try:
+            begin_to_write(writer.connection, writer.cursor)
+        except DRIVER_ERRORS as error:
+            writer.failure(error, committing=False)
+            return False
+        return self._run_together(members, is_gathering=False)
+
     def _undo(self, members: Sequence[Member]) -> bool:
         self._committing = ()
         self._writer.roll_back()
@@ -202,7 +228,7 @@ class SharedCommits:
             writer.synchronize(durable=durable)  # where the connection is another one, it does not know yet
             writer.trust.require(writer.connection)
             begin_to_write(writer.connection, writer.cursor)
-            self._shared.begin()
+            self._shared.begin(is_gathering=False)
             member.result = member.step(self._shared, writer.time())
             is_committing = True
             self._committing = (member,)

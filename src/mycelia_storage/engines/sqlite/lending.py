@@ -1,6 +1,6 @@
-"""The connection of an open transaction, that of a shared commit, and how a scan reads where there are no snapshots.
+"""The connection of an open transaction, and how a scan reads where there are no snapshots.
 
-Called by the engine and the writer, which make them, and by the sessions that run on them.
+Called by the engine, which makes them, and by the sessions that run on them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from mycelia_storage.engines.limits import is_hurried, is_limited, is_over
+from mycelia_storage.engines.limits import is_limited, is_over
 from mycelia_storage.engines.sqlite.connection import STEPS_BETWEEN_LOOKS
 from mycelia_storage.engines.sqlite.failures import DRIVER_ERRORS, roll_back
-from mycelia_storage.engines.sqlite.session import PUT_IF_SIMPLE, PUT_ONE_MORE, Statements, put_one
-from mycelia_storage.errors import StorageBusyError
+from mycelia_storage.engines.sqlite.session import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
-    from mycelia_storage.engines.engine import PutRow
     from mycelia_storage.engines.sqlite.engine import SQLiteEngine
     from mycelia_storage.engines.sqlite.writer import Writer
 
 COMMIT: Final = "COMMIT"
-# A value of more characters than this is for those who may wait.
-_LARGE: Final = 100_000
 
 
 class Lending:
@@ -131,64 +127,3 @@ class PageByPage(Statements):
 
     def rollback(self) -> None:
         """Nothing is open."""
-
-
-class _Shared:
-    """Lends the writer to the members of a shared commit, whose errors its owner looks at."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        # Namespaces of which this transaction knows that they are registered, and that `now` is a version for them.
-        self.known: set[str] = set()
-
-    def reading(self) -> _Shared:
-        return self
-
-    def writing(self) -> _Shared:
-        self.known.clear()  # whatever is written now may change that
-        return self
-
-    def time(self, now: int) -> int:
-        return now
-
-    def __enter__(self) -> apsw.Connection:
-        return self._writer.connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Nothing is given back."""
-
-
-class SharedStatements(Statements):
-    """The primitives in a shared commit, of which putting a row is what most members do."""
-
-    def __init__(self, writer: Writer) -> None:
-        lender = _Shared(writer)
-        super().__init__(lender)
-        self._writer = writer
-        self._known = lender.known
-
-    def begin(self) -> None:
-        """For each transaction, before its first member: nothing is known of what others have done since the last."""
-        self._known.clear()
-
-    def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
-        if len(rows) != 1:
-            return super().put(namespace, rows, now)
-        # As `put_one` does, with one call less for each of many members.
-        writer = self._writer
-        key, value, metadata, expires_at = rows[0]
-        if len(value) > _LARGE and is_hurried():
-            raise StorageBusyError("it takes long to write a large value")
-        known = self._known
-        try:
-            statement = PUT_ONE_MORE if namespace in known else PUT_IF_SIMPLE
-            writer.cursor.execute(statement, (namespace, key, value, metadata, expires_at, now, now // 1000))
-            if writer.connection.changes():
-                known.add(namespace)
-                return [now]
-        except apsw.ConstraintError:
-            pass  # it is met again
-        known.clear()
-        return [put_one(writer.connection, namespace, rows[0], now, writer.cursor)]

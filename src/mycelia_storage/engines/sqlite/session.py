@@ -91,10 +91,12 @@ INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, ex
 _OR_UPDATE: Final = """
 ON CONFLICT (namespace, key) DO UPDATE SET
   version = max(excluded.version, version + 1),
-  created_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE created_at END,
-  updated_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE max(updated_at, ?7) END,
+  created_at = CASE WHEN expires_at <= excluded.updated_at THEN excluded.created_at ELSE created_at END,
+  updated_at = CASE WHEN expires_at <= excluded.updated_at THEN excluded.updated_at
+    ELSE max(updated_at, excluded.updated_at) END,
   expires_at = excluded.expires_at,
-  metadata = CASE WHEN ?4 IS NOT NULL THEN ?4 WHEN expires_at <= ?7 THEN NULL ELSE metadata END,
+  metadata = CASE WHEN excluded.metadata IS NOT NULL THEN excluded.metadata
+    WHEN expires_at <= excluded.updated_at THEN NULL ELSE metadata END,
   value = excluded.value"""
 PUT: Final = f"""{_INSERT}
 VALUES (
@@ -114,13 +116,18 @@ VALUES (
   (SELECT name FROM storage_namespaces WHERE name = ?1), ?2,
   (SELECT ?6 FROM storage_version_floor WHERE id = 1 AND version < ?6), ?7, ?7, ?5, ?4, ?3)
 {_IF_SIMPLE}"""
-# The same again, in a transaction in which that has been done for the namespace with the same `now`.
-PUT_ONE_MORE: Final = f"{_INSERT} VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3) {_IF_SIMPLE}"
 # The same for many rows of a namespace that is registered, with a version above the floor.
 PUT_UNLESS_AHEAD: Final = f"""{_INSERT}
 VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3)
 {_OR_UPDATE}
 WHERE excluded.version > version"""
+
+
+def put_together(count: int) -> str:
+    """The same for so many rows of any such namespaces: after `now` and that in ms, five values for each row."""
+    rows = [f"(?{at},?{at + 1},?1,?2,?2,?{at + 4},?{at + 3},?{at + 2})" for at in range(3, 3 + 5 * count, 5)]
+    return f"{_INSERT} VALUES {','.join(rows)} {_OR_UPDATE} WHERE excluded.version > version"
+
 
 # Where the version cannot have to raise the floor.
 DELETE_IF_SIMPLE: Final = """
