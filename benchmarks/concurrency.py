@@ -39,6 +39,7 @@ Mode = Literal["FULL", "NORMAL"]
 MODES: Final[tuple[Mode, ...]] = ("FULL", "NORMAL")
 THREADS: Final = (1, 16, 64)
 READERS: Final = 4
+CROWDS: Final = (1, 4, 16, 64)
 PROCESSES: Final = 4
 THREADS_EACH: Final = 4
 ALONE: Final = "no writer"
@@ -168,6 +169,7 @@ class Concurrency:
 
     writes: dict[str, dict[str, dict[int, list[float]]]]
     reads: dict[str, dict[str, list[float]]]
+    crowds: dict[str, dict[int, list[float]]]
     turns: dict[str, list[Turns]]
 
     def gain(self, mode: str, subject: str, threads: int) -> float:
@@ -197,6 +199,7 @@ def measure_concurrency(
     measured = Concurrency(
         writes={mode: {name: {threads: [] for threads in THREADS} for name in names} for mode in MODES},
         reads={name: {ALONE: [], STEADY: [], WITHOUT_PAUSE: []} for name in names},
+        crowds={name: {threads: [] for threads in CROWDS} for name in names},
         turns={name: [] for name in names},
     )
     for number in range(rounds):
@@ -257,6 +260,9 @@ def _measure_reads(
                 _expect(not beside or counts[READERS] > 0, kind, f"{how} has written nothing")
         for how, reads_done in done.items():
             measured.reads[kind.name][how].append(reads_done / (_SLICES * seconds / 2))
+        for threads in rotated(CROWDS, turn):
+            counts = work_together(_reads(store, keys, threads), seconds / 2)
+            measured.crowds[kind.name][threads].append(sum(counts) / (seconds / 2))
         _close(store, place)
 
 
@@ -266,12 +272,12 @@ def _writes(store: Shared, document: Document, threads: int) -> list[Callable[[]
     return [lambda: store.set(f"key:{next(numbers)}", document)] * threads
 
 
-def _reads(store: Shared, keys: Sequence[str]) -> list[Callable[[], object]]:
+def _reads(store: Shared, keys: Sequence[str], threads: int = READERS) -> list[Callable[[], object]]:
     def read(chance: random.Random) -> None:
         if store.get(chance.choice(keys)) is None:
             raise RuntimeError(f"{store.name}: an entry is missing")
 
-    return [partial(read, random.Random(number)) for number in range(READERS)]
+    return [partial(read, random.Random(number)) for number in range(threads)]
 
 
 def _write_again(store: Shared, items: Sequence[Item]) -> Callable[[], object]:

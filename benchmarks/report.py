@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from benchmarks.concurrency import ALONE, PROCESSES, READERS, STEADY, THREADS_EACH, WITHOUT_PAUSE
+from benchmarks.concurrency import ALONE, CROWDS, PROCESSES, READERS, STEADY, THREADS_EACH, WITHOUT_PAUSE
 from benchmarks.guards import UNGUARDED
 from benchmarks.harness import MEASURE
 from benchmarks.moving import CHANGES
@@ -193,6 +193,11 @@ def concurrency_lines(measured: Concurrency) -> list[str]:
     ]
     titles = ["", ALONE, STEADY, WITHOUT_PAUSE, "kept, steady", "kept, without pause"]
     lines += [f"reads a second by {READERS} threads, beside", *_table(titles, rows), ""]
+    rows = [
+        [name, *(figure(statistics.median(found)) for found in by_threads.values())]
+        for name, by_threads in measured.crowds.items()
+    ]
+    lines += ["reads a second, by the number of threads", *_table(["", *map(str, CROWDS)], rows), ""]
     rows = [[name, *map(figure, _contention(measured, name))] for name in measured.turns]
     titles = ["", "a second", "median µs", "p99.9 µs", "p99.9 vs median", "least vs mean"]
     return [*lines, f"changes of one number, {PROCESSES} processes x {THREADS_EACH} threads", *_table(titles, rows)]
@@ -351,15 +356,14 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["import_from"] = [vars(one) for one in measured.imports_from]
     if measured.concurrency is not None:
         found = measured.concurrency
-        writes = {
-            mode: {
-                name: {str(threads): rounds for threads, rounds in by_threads.items()}
-                for name, by_threads in by_subject.items()
-            }
-            for mode, by_subject in found.writes.items()
-        }
+        writes = {mode: _by_threads(by_subject) for mode, by_subject in found.writes.items()}
         turns = {name: [vars(turn) for turn in rounds] for name, rounds in found.turns.items()}
-        answer["threads"] = {"writes": writes, "reads": found.reads, "turns": turns}
+        answer["threads"] = {
+            "writes": writes,
+            "reads": found.reads,
+            "crowds": _by_threads(found.crowds),
+            "turns": turns,
+        }
     if measured.tasks is not None:
         answer["async"] = _plain(measured.tasks)
     if measured.moving is not None:
@@ -375,6 +379,13 @@ def as_json(measured: Measured, verdicts: Iterable[Verdict]) -> dict[str, Any]:
         answer["guards"] = {"documents": guards.documents, "seconds": found_both}
     answer["targets"] = [vars(verdict) for verdict in verdicts]
     return answer
+
+
+def _by_threads(by_subject: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
+    return {
+        name: {str(threads): rounds for threads, rounds in by_threads.items()}
+        for name, by_threads in by_subject.items()
+    }
 
 
 def _plain(results: Results) -> dict[str, Any]:
