@@ -51,6 +51,7 @@ class JournalEngine:
 
     backend = "journal"
     reads_at_once = True  # nobody who reads waits for anybody
+    has_write_lock = True
     share_at_once = None  # who writes waits for a file
 
     def __init__(self, options: Options) -> None:

@@ -57,6 +57,8 @@ class TestAsyncPostgres(
 
 
 class TestFacetOverPostgres(OnPostgres, FacetContract):
+    has_write_lock = False
+
     @contextlib.asynccontextmanager
     async def open_facet(self, directory: Path, **options: Unpack[StorageOptions]) -> AsyncIterator[StorageFacet]:
         fronted = AsyncStorage(self.open_on_server(directory, **options))

@@ -62,6 +62,7 @@ class WeakEngine:
 
     backend = "weak"
     reads_at_once = True
+    has_write_lock = True
     share_at_once = None
 
     def __init__(self, options: Options) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from queue import SimpleQueue
 
+    from mycelia_storage.aio.threads import Writer
     from mycelia_storage.engines.engine import Primitives
     from mycelia_storage.engines.limits import Limit
     from mycelia_storage.storage import Storage
@@ -130,13 +131,17 @@ Job: TypeAlias = Read | Write
 
 
 class Session:
-    """A transaction as its thread sees it. `ends_at` is when it is over by itself, in the time of `time.monotonic`."""
+    """A transaction as its thread sees it. `ends_at` is when it is over by itself, in the time of `time.monotonic`.
 
-    __slots__ = ("_is_ended", "ends_at", "transaction")
+    `writer` is the thread that has begun it, where it writes.
+    """
+
+    __slots__ = ("_is_ended", "ends_at", "transaction", "writer")
 
     def __init__(self, transaction: Transaction) -> None:
         self.transaction: Transaction = transaction
         self.ends_at: float | None = None
+        self.writer: Writer | None = None
         self._is_ended = False
 
     def is_open(self) -> bool:

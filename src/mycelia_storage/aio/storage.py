@@ -196,7 +196,8 @@ class AsyncStorage(AsyncVerbs):
     ) -> AsyncTransaction:
         """Several verbs as one step, in an `async with` block that gives an `AsyncTransaction` with the same verbs.
 
-        See `Storage.transaction`. While it is open, writes of other tasks wait, `busy_timeout` at most.
+        See `Storage.transaction`. While it is open, writes of other tasks wait, `busy_timeout` at most; on PostgreSQL
+        only those that it comes between, with TransactionConflictError for one of both.
         """
         return self._transaction(
             "calling", read_only=read_only, isolation=isolation, durable=durable, wait=wait, max_duration=max_duration

@@ -11,6 +11,8 @@ What the threads promise to event loops, whatever happens in a call:
 - A call that nobody waits for is not begun. One that was begun comes to its end.
 - No thread waits for something that only itself could end: while a transaction that writes is open, the writer serves
   that one only, and keeps all others waiting in its own list, with an eye on the clock.
+
+Where the engine lets transactions go on beside each other, each has a writer of its own, while there are enough.
 """
 
 from __future__ import annotations
@@ -151,11 +153,16 @@ class Readers:
 
 
 class Writer:
-    """The one thread that writes. A transaction that writes owns it while it is open."""
+    """A thread that writes, mostly the only one. A transaction that writes owns it while it is open."""
 
-    def __init__(self, threads: Threads, busy_timeout: float) -> None:
+    def __init__(
+        self, threads: Threads, name: str, at_end: Callable[[], None], next_one: Callable[[Writer], Job | None]
+    ) -> None:
         self._threads = threads
-        self._busy_timeout = busy_timeout
+        self._busy_timeout = threads.busy_timeout
+        self._name = name
+        self._at_end = at_end
+        self._next_one = next_one
         self._queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self.is_over: bool = False
@@ -177,12 +184,16 @@ class Writer:
     def submit_all(self, jobs: Sequence[Job]) -> None:
         """Have calls run, in this order."""
         with self.gathering.lock:
-            if self._thread is None:
+            if self._thread is None and not self.is_over:
                 self._start()
             self._given += len(jobs)
             self._queue.put(jobs)
         if self.is_over:
             self.refuse_rest()
+
+    def has_more(self) -> bool:
+        """Whether it was given something that it has not looked at."""
+        return not self._queue.empty()
 
     def is_idle(self) -> bool:
         """Whether all that the thread was given is answered."""
@@ -193,7 +204,7 @@ class Writer:
         deliver(jobs)
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._serve, name="mycelia-writer", daemon=True)
+        thread = threading.Thread(target=self._serve, name=f"mycelia-{self._name}", daemon=True)
         thread.start()
         self._thread = thread
 
@@ -207,7 +218,15 @@ class Writer:
             self.submit_all(self.gathering.take())
             self._queue.put(None)
 
-    def join(self, seconds: float) -> None:
+    def end(self) -> None:
+        """As `stop`, where it was started; where not, it takes nothing any more."""
+        with self.gathering.lock:
+            if self._thread is None:
+                self.is_over = True
+            else:
+                self._queue.put(None)
+
+    def join(self, seconds: float | None = None) -> None:
         """Wait for the end of the thread, so long at most."""
         if self._thread is not None:
             self._thread.join(seconds)
@@ -230,12 +249,12 @@ class Writer:
                 self._run_waiting()
             elif is_stopping:
                 break
-            else:
+            elif not self._seek():
                 try:
                     is_stopping |= self._sort(self._queue.get(timeout=self._patience()))
                 except Empty:
                     self._look_at_the_clock()
-        self._threads.finish()
+        self._at_end()
 
     def _sort(self, jobs: Sequence[Job] | None) -> bool:
         """Put calls where they belong; True where it is said to stop."""
@@ -252,7 +271,15 @@ class Writer:
         if not is_unwanted(job):
             run(job, self._threads.storage)
             self._note(job.session)
+            self._seek()  # before the answer: whoever gets it may begin the next one at once
         self._answer([job])
+
+    def _seek(self) -> bool:
+        """Take up what waits for any thread, where nothing waits for this one."""
+        job = self._next_one(self) if self._open is None and not self._waiting else None
+        if job is not None:
+            self._waiting.append(job)
+        return job is not None
 
     def _note(self, session: Session | None) -> None:
         """After every call that may have begun or ended a transaction: who owns the writer now."""
@@ -313,6 +340,8 @@ class Writer:
                 break
         jobs: Sequence[Job] = together if alone is None else [alone]
         if alone is not None:
+            if alone.session is not None:
+                alone.session.writer = self
             run(alone, self._threads.storage)
             self._note(alone.session)
         elif together:
@@ -350,7 +379,12 @@ class Threads:
         return self.storage._home.closed_error()
 
     def _make(self) -> None:
-        self.writer: Writer = Writer(self, self.busy_timeout)
+        self.writer: Writer = Writer(self, "writer", self.finish, lambda _: None)
+        # For transactions, where they do not keep each other waiting. One connection is left for everybody else.
+        self._most_apart = 0 if self.storage._engine.has_write_lock else max(1, self.storage._options.pool_max - 1)
+        self._apart: list[Writer] = []
+        self._free: list[Writer] = []  # those of them that have none
+        self._unbegun: deque[Job] = deque()
         self.short: Readers = Readers(self, "reader", 1, batch=_RESULTS_TOGETHER)
         self.queries: Readers = Readers(self, "query", max(1, min(_MOST_QUERIES, self._max_readers - 1)))
         # Loads stand in the line of the store with each batch, as everybody does, and keep no other task waiting.
@@ -364,6 +398,30 @@ class Threads:
         """A thread for calls of one transaction or scan, which are run in the order in which they come."""
         self._next_holder = (self._next_holder + 1) % _HOLDERS
         return self._holders[self._next_holder]
+
+    def begin(self, job: Job) -> None:
+        """Have a transaction that writes begun, by a thread that its session knows from then on."""
+        if not self._most_apart:
+            self.writer.submit(job)
+            return
+        with self._lock:
+            if self.is_closed:
+                raise self.closed_error()
+            if not self._free and len(self._apart) < self._most_apart:
+                self._apart.append(Writer(self, f"writer-{len(self._apart) + 1}", lambda: None, self._next_to_begin))
+                self._free.append(self._apart[-1])
+            if self._free:
+                self._free.pop().submit(job)
+            else:
+                self._unbegun.append(job)
+
+    def _next_to_begin(self, writer: Writer) -> Job | None:
+        with self._lock:
+            if self._unbegun:
+                return self._unbegun.popleft()
+            if writer not in self._free and not writer.has_more():
+                self._free.append(writer)
+            return None
 
     def close(self, job: Job) -> None:
         """Take nothing more, finish what was taken in, end the threads, and run this call last."""
@@ -380,6 +438,10 @@ class Threads:
 
     def finish(self) -> None:
         """On the writer's thread, as the last thing that it does."""
+        self._end_apart()
+        for writer in self._apart:
+            writer.join()
+            writer.refuse_rest()
         for readers in self._all_readers():
             readers.stop()
         for readers in self._all_readers():
@@ -397,6 +459,11 @@ class Threads:
             readers.refuse_rest()
         deliver(closing)
 
+    def _end_apart(self) -> None:
+        for writer in self._apart:
+            writer.end()
+        refuse(self._unbegun, self.closed_error)
+
     def _all_readers(self) -> list[Readers]:
         return [self.short, self.queries, self.loads, self.copies, *self._holders]
 
@@ -406,6 +473,7 @@ class Threads:
         if self.writer.is_started():
             self.writer.stop()
         else:
+            self._end_apart()
             for readers in self._all_readers():
                 readers.stop()
 
@@ -413,7 +481,8 @@ class Threads:
         """Finish what was taken in, but do not wait longer than until then."""
         self.queries.cancel()
         self.let_go()
-        self.writer.join(max(0.0, deadline - monotonic()))
+        for writer in (self.writer, *self._apart):
+            writer.join(max(0.0, deadline - monotonic()))
 
     def begin_anew(self) -> None:
         """In the child of a fork: the threads are not here, and what they had to do is the parent's."""
@@ -421,8 +490,9 @@ class Threads:
         self._closing = []
         self.is_over = self.is_closed
         # For transactions that were open: whoever has one here is told that it has ended.
-        self.writer.is_over = True
-        self.writer.gathering.forget()
+        for writer in (self.writer, *self._apart):
+            writer.is_over = True
+            writer.gathering.forget()
         for readers in self._all_readers():
             readers.is_over = True
         self._make()

@@ -2,7 +2,7 @@
 
 Called by users through `AsyncStorage.transaction` and `run_transaction`, and by the facet.
 
-A transaction that writes runs on the writer's thread and owns it while it is open; one that reads runs on a thread for
+A transaction that writes runs on a writer's thread and owns it while it is open; one that reads runs on a thread for
 those that hold a connection. Who is inside it is noted on the event loop, from the moment the block is entered to the
 moment it is left.
 """
@@ -67,7 +67,7 @@ class AsyncTransaction(AsyncVerbs):
         self._is_over = False
         if outer is None:
             self._session = Session(transaction)
-            self._thread: Writer | Readers = threads.holder() if transaction._is_read_only else threads.writer
+            self._holder: Readers | None = threads.holder() if transaction._is_read_only else None
             # The call that is under way, of this transaction or one inside it.
             self._current: Job | None = None
 
@@ -79,6 +79,11 @@ class AsyncTransaction(AsyncVerbs):
     def _root(self) -> AsyncTransaction:
         """The outermost one. (An attribute would be a cycle, and keep a forgotten transaction open.)"""
         return self if self._outer is None else self._outer._root
+
+    @property
+    def _thread(self) -> Writer | Readers:
+        """Of the outermost one: where its calls are run."""
+        return self._holder or self._session.writer or self._threads.writer
 
     # ---- the block
 
@@ -169,7 +174,7 @@ class AsyncTransaction(AsyncVerbs):
         if transaction._is_read_only:
             self._threads.queries.submit(job)
         else:
-            self._threads.writer.submit(job)
+            self._threads.begin(job)
         timer = loop.call_later(wait + _GRACE, give_up)
         try:
             await future

@@ -366,12 +366,16 @@ class Engine(Protocol):
     `reads_at_once`: the primitives that read a few rows by their keys take microseconds, and inside a `Hurry` raise
     StorageBusyError where they would have to wait. An event loop's own thread may call them then.
 
+    `has_write_lock`: a transaction that writes keeps every other one, and every write, waiting until it ends. Where it
+    does not, tasks of an event loop have theirs beside each other, each in a thread of its own.
+
     `clock` gives the store's time in seconds since 1970: the one that was given, or else this machine's, or a server's.
 
     """
 
     backend: str
     reads_at_once: bool
+    has_write_lock: bool
     clock: Callable[[], float]
 
     @property

@@ -192,6 +192,7 @@ class MemoryEngine:
 
     backend = "memory"
     reads_at_once = True
+    has_write_lock = True
 
     def __init__(self, options: Options) -> None:
         require_driver(options)  # for backups

@@ -104,6 +104,7 @@ class PostgresEngine:
     backend = "postgresql"
     # Every answer comes over a network.
     reads_at_once = False
+    has_write_lock = False
     share_at_once = None
 
     def __init__(self, options: Options) -> None:

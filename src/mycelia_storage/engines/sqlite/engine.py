@@ -89,6 +89,7 @@ class SQLiteEngine:
     """The rows of one file."""
 
     backend = "sqlite"
+    has_write_lock = True
 
     def __init__(self, options: Options) -> None:
         pages.require_driver(options)
