@@ -57,7 +57,7 @@ class TestAsyncPostgres(
 
 
 class TestFacetOverPostgres(OnPostgres, FacetContract):
-    has_write_lock = False
+    write_lock = False
 
     @contextlib.asynccontextmanager
     async def open_facet(self, directory: Path, **options: Unpack[StorageOptions]) -> AsyncIterator[StorageFacet]:

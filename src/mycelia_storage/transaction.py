@@ -222,6 +222,7 @@ class Transaction(Verbs):
         self._limit = None if max_duration is None else Limit()
         self._alone: _OneAtATime = _OneAtATime(self._limit) if outer is None else outer._alone
         self._savepoint = 0
+        self._inner: weakref.ref[Transaction] | None = None
         self._caller: Caller | None = None
         self._time = 0
         self._was_entered = False
@@ -232,10 +233,14 @@ class Transaction(Verbs):
             raise TransactionError("a transaction is entered once: call transaction() again for another")
         self._was_entered = True
         if self._outer is not None:
-            self._session = self._outer._open_session()
+            session = self._outer._open_session()
             self._time = self._outer._time
-            with self._alone:
-                self._savepoint = 0 if self._is_read_only else self._session.savepoint()
+            if not self._is_read_only:
+                with self._alone:
+                    self._outer._require_no_inner()
+                    self._savepoint = session.savepoint()
+                    self._outer._inner = weakref.ref(self)
+            self._session = session
         else:
             self._session = self._home.engine(writing=not self._is_read_only).begin(
                 read_only=self._is_read_only, isolation=self._isolation, durable=self._durable, wait=self._wait
@@ -326,6 +331,14 @@ class Transaction(Verbs):
 
     def _is_open(self) -> bool:
         return self._session is not None and (self._outer is None or self._outer._is_open())
+
+    def _require_no_inner(self) -> None:
+        """What two that are open beside each other keep and undo could not be told apart."""
+        inner = None if self._inner is None else self._inner()
+        if inner is not None and inner._is_open():
+            raise TransactionError(
+                "another transaction within this one is open: end it first, or begin the new one within that one"
+            )
 
     def _open_session(self) -> Session:
         session = self._session

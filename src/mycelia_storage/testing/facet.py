@@ -87,10 +87,10 @@ def bad(kind: type[StorageError], result: StorageResult, *words: str) -> Storage
 class FacetContract:
     """The twenty methods of the kernel's contract. A subclass says how a facet over a new store is opened.
 
-    It says too whether a transaction that writes keeps others waiting there (`has_write_lock`), as the engine does.
+    It says too whether a transaction that writes keeps others waiting there (`write_lock`).
     """
 
-    has_write_lock: ClassVar[bool] = True
+    write_lock: ClassVar[bool] = True
 
     def open_facet(
         self, directory: Path, **options: Unpack[StorageOptions]
@@ -430,7 +430,7 @@ class FacetContract:
     @served_impatiently
     async def test_who_writes_beside_a_transaction_is_told_that_it_is_busy(self, facet: StorageFacet, _: Any) -> None:
         tx = good(await facet.begin_transaction()).transaction_id or ""
-        if not self.has_write_lock:
+        if not self.write_lock:
             good(await facet.set("a", 1))
             second = good(await facet.begin_transaction()).transaction_id or ""
             good(await facet.set("b", 2, {"transaction_id": second}))

@@ -5,6 +5,7 @@ Run by subclasses of `StorageContract`.
 
 from __future__ import annotations
 
+import gc
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -407,6 +408,38 @@ class NestedTransactionContract(ContractBase):
                 inner.set("a", 2)
             tx.set("b", 1)
         assert store.get_many(["a", "b"]) == {"a": 1, "b": 1}
+
+    @needs("savepoints", TransactionError)
+    def test_two_beside_each_other_are_refused_and_lose_nothing(self, store: Storage) -> None:
+        with store.transaction() as tx:
+            with tx.transaction() as inner:
+                inner.set("a", 1)
+                with pytest.raises(TransactionError, match="another transaction within"):
+                    tx.transaction().__enter__()
+                with tx.transaction(read_only=True) as beside, inner.transaction() as innermost:
+                    innermost.set("b", beside.get("a"))
+                    with pytest.raises(TransactionError, match="another transaction within"):
+                        inner.transaction().__enter__()
+            with pytest.raises(OwnError), tx.transaction() as second:
+                second.set("a", 2)
+                raise OwnError
+            with tx.transaction() as third:
+                third.set("c", 3)
+        assert store.get_many(["a", "b", "c"]) == {"a": 1, "b": 1, "c": 3}
+
+    @needs("savepoints", TransactionError)
+    def test_one_that_was_forgotten_is_in_nobodys_way(self, store: Storage) -> None:
+        with store.transaction() as tx:
+            forgotten = tx.transaction().__enter__()
+            forgotten.set("a", 1)
+            del forgotten
+            gc.collect()
+            with pytest.raises(OwnError), tx.transaction() as inner:
+                inner.set("b", 2)
+                raise OwnError
+            with tx.transaction() as inner:
+                inner.set("c", 3)
+        assert store.get_many(["a", "b", "c"]) == {"a": 1, "c": 3}
 
     @needs("savepoints", TransactionError)
     def test_blocks_nest_deeply(self, store: Storage) -> None:
