@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import inspect
@@ -11,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import apsw
 import pytest
 
 from mycelia_storage import (
@@ -884,3 +886,28 @@ def test_what_is_no_store_is_told_from_one() -> None:
     wrong: Any = "data.db"
     with pytest.raises(TypeError, match="open_async_storage"):
         AsyncStorage(wrong)
+
+
+def test_without_a_wal_a_snapshot_goes_on_while_scans_wait_for_a_writer_that_waits_for_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with open_async_storage(tmp_path / "store.db", wal_mode=False, busy_timeout=20) as store:
+            await store.set_many({"a": 1, "b": 2})
+
+            async def scanned() -> list[str]:
+                return [entry.key async for entry in store.scan()]
+
+            async with store.transaction(read_only=True) as tx:
+                writing = asyncio.create_task(store.set("c", 3))
+                with contextlib.closing(apsw.Connection(str(tmp_path / "store.db"))) as beside:
+                    while await asyncio.sleep(0.001, result=True):
+                        try:
+                            beside.execute("SELECT count(*) FROM storage_entries").fetchall()
+                        except apsw.BusyError:  # the writer lets nobody else in
+                            break
+                scans = [asyncio.create_task(scanned()) for _ in range(4)]
+                await asyncio.sleep(0)  # each of them has handed its first step to a thread
+                assert await asyncio.wait_for(tx.get("a"), 10) == 1
+            assert await writing > 0
+            assert await asyncio.gather(*scans) == [["a", "b", "c"]] * 4
+
+    asyncio.run(work())

@@ -296,7 +296,7 @@ class AsyncStorage(AsyncVerbs):
             raise
 
     def _walk(self, *, is_held: bool) -> Callable[[Callable[[Any], Any]], Job]:
-        readers = self._threads.holder() if is_held else self._threads.queries
+        readers = self._threads.scanner() if is_held else self._threads.queries
 
         def step(function: Callable[[Any], Any]) -> Job:
             self._check()

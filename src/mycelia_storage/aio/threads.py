@@ -23,6 +23,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from itertools import cycle
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -47,6 +48,7 @@ _PATIENCE: Final = 0.005
 # Writes that share a commit.
 _WRITES_TOGETHER: Final = 1000
 _MOST_QUERIES: Final = 3
+# Threads for scans, and as many for transactions that read.
 _HOLDERS: Final = 2
 # How long the exit of the interpreter waits for calls that are under way.
 _EXIT_PATIENCE: Final = 5.0
@@ -360,7 +362,7 @@ class Threads:
 
     Short reads have a thread of their own, so that they share their way and wait for nothing long. So have calls in
     transactions that read and in scans, which hold a connection already, and must not wait behind somebody who waits
-    for one.
+    for one; nor transactions behind scans, which without WAL may wait for a writer, who waits for a transaction.
     """
 
     def __init__(self, storage: Storage, *, busy_timeout: float, max_readers: int) -> None:
@@ -392,12 +394,16 @@ class Threads:
         # Backups and restores take long, and are made one after the other.
         self.copies: Readers = Readers(self, "copier", 1)
         self._holders = [Readers(self, f"holder-{number + 1}", 1) for number in range(_HOLDERS)]
-        self._next_holder = 0
+        self._scanners = [Readers(self, f"scanner-{number + 1}", 1) for number in range(_HOLDERS)]
+        self._next_holder, self._next_scanner = cycle(self._holders), cycle(self._scanners)
 
     def holder(self) -> Readers:
-        """A thread for calls of one transaction or scan, which are run in the order in which they come."""
-        self._next_holder = (self._next_holder + 1) % _HOLDERS
-        return self._holders[self._next_holder]
+        """A thread for calls of one transaction that reads, which are run in the order in which they come."""
+        return next(self._next_holder)
+
+    def scanner(self) -> Readers:
+        """The same for a scan."""
+        return next(self._next_scanner)
 
     def begin(self, job: Job) -> None:
         """Have a transaction that writes begun, by a thread that its session knows from then on."""
@@ -465,7 +471,7 @@ class Threads:
         refuse(self._unbegun, self.closed_error)
 
     def _all_readers(self) -> list[Readers]:
-        return [self.short, self.queries, self.loads, self.copies, *self._holders]
+        return [self.short, self.queries, self.loads, self.copies, *self._holders, *self._scanners]
 
     def let_go(self) -> None:
         """End the threads once they are done; nobody waits for that. From any thread, a destructor's included."""
