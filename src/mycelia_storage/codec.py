@@ -9,7 +9,8 @@ something may be wrong:
    `orjson.Fragment`; what it takes beyond JSON (bytes, sets, complex, buffers) orjson refuses.
 2. orjson's strict integers stop beyond 2**53; whether such an integer fits 64 bits, the walk decides.
 3. orjson writes NaN and Infinity as null, and U+0000 as an escape: both leave a trace in what was encoded.
-4. orjson nests to 254: more than 200 opening brackets may be too deep.
+4. orjson nests to 254: more than 200 opening brackets may be too deep, unless pairs of them, taken out innermost first,
+   are all gone soon enough.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _FAST: Final = _EXACT_TYPES | orjson.OPT_STRICT_INTEGER
 # infinities have all exponent bits.
 _PERHAPS_NOT_FINITE: Final = re.compile(rb"g.{6}[\xf0-\xff][\x7f\xff]", re.DOTALL)
 _LONG_INTEGER: Final = re.compile(r"\d{19}")
+# What is left of a text: quotes, and brackets of one kind.
+_MARKS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_MARKS: Final = bytes(set(range(256)) - set(b'"[]{}'))
 _PLAIN_SEGMENT: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
 _SHOWN_KEY_LENGTH: Final = 80
 _SHOWN_SEGMENTS: Final = 20
@@ -83,7 +87,11 @@ def encode(value: object, max_bytes: int, *, what: str = "$") -> str:
         if (
             ("null" in text and (0x7F in exact or 0xFF in exact) and _PERHAPS_NOT_FINITE.search(exact))
             or ("\\" in text and "\\u0000" in text)
-            or (len(text) > _TOO_SHORT_TO_BE_DEEP and text.count("[") + text.count("{") > MAX_DEPTH)
+            or (
+                len(text) > _TOO_SHORT_TO_BE_DEEP
+                and text.count("[") + text.count("{") > MAX_DEPTH
+                and not nests_at_most(text, MAX_DEPTH)
+            )
         ):
             check(value, what)
     if len(text) > max_bytes // 4:
@@ -119,6 +127,21 @@ def decode_object(text: str | None, namespace: str, key: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise StorageCorruptError(f"the metadata of {key!r} in namespace {namespace!r} is no object")
     return value
+
+
+def nests_at_most(text: str, depth: int) -> bool:
+    """Whether a JSON text surely nests no deeper. False says nothing where a string holds a backslash or a bracket.
+
+    Without backslashes a string without brackets leaves two quotes side by side. Those of one with brackets stay apart,
+    and so stay.
+    """
+    if "\\" in text:
+        return False
+    marks = text.encode().translate(_MARKS, _NO_MARKS).replace(b'""', b"")
+    while marks and depth:
+        marks = marks.replace(b"[]", b"")  # the innermost ones, and no others
+        depth -= 1
+    return not marks
 
 
 def check(value: object, what: str = "$") -> None:
