@@ -65,7 +65,7 @@ class Notes:
             return await self._act(method, path.removeprefix(PREFIX), receive)
         except KeyNotFoundError:
             return 404, {"error": "there is no such note"}
-        except (InvalidValueError, ValueError) as error:
+        except (InvalidValueError, ValueError, RecursionError) as error:  # of json, where it is nested very deep
             return 422, {"error": str(error)}
         except StorageError as error:
             # What may go better later is the server's trouble, not the caller's.
