@@ -568,6 +568,29 @@ def test_ctrl_c_in_the_leader_loses_nobodys_work(tmp_path: Path, word: str) -> N
         assert is_well(store)
 
 
+def test_ctrl_c_in_the_leader_leaves_nobody_the_error_of_a_try_that_was_undone(tmp_path: Path) -> None:
+    """The leader's own write was in the way of another, which is written now that it is gone."""
+    with open_storage(tmp_path / "store.db") as store:
+        store.set("warm", 0)
+        connection, inserts = writer_connection(store), list[str]()
+
+        def interrupt(event: dict[str, Any]) -> None:
+            if "INSERT" in event["sql"]:
+                inserts.append(event["sql"])
+                if len(inserts) == 2:
+                    _thread.interrupt_main()
+
+        futures = lead_into_an_interrupt(
+            store,
+            lambda: connection.trace_v2(apsw.SQLITE_TRACE_STMT, interrupt),
+            [lambda: store.set("leader's own", 1, if_version=0), lambda: store.increment("n")],
+        )
+        connection.trace_v2(0, None)
+        assert len(inserts) > 2
+        assert kinds(futures) == [None, None]
+        assert store.get_many(["leader's own", "n"]) == {"leader's own": 1, "n": 1}
+
+
 class InterruptsTheLeader(deque[Any]):
     """Ctrl-C comes just when the leader has taken somebody out of the line."""
 

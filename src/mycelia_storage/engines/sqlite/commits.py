@@ -100,7 +100,7 @@ class SharedCommits:
             begin_to_write(writer.connection, writer.cursor)
             self._run_together(members, is_hurried=True)
         except BaseException:
-            self._give_up()
+            self._give_up(members)
             raise
         finally:
             if not writer.is_dormant:
@@ -130,18 +130,19 @@ class SharedCommits:
             writer.relax()
         except BaseException:
             # A signal handler raised. Whose work is not done gets another turn.
-            self._give_up()
+            self._give_up(members)
             writer.line.put_back([ticket for ticket in others if not ticket.is_done])
             writer.line.served([ticket for ticket in others if ticket.is_done])
             raise
         writer.line.served(others)
 
-    def _give_up(self) -> None:
+    def _give_up(self, members: Sequence[Member]) -> None:
         """Undo what is not committed."""
         if self._committing and not self._writer.connection.in_transaction:
             _commit(self._committing)
         self._committing = ()
         self._writer.roll_back()
+        _forget_outcomes(members)
 
     def _run_together(self, members: Sequence[Member], *, is_gathering: bool = True, is_hurried: bool = False) -> bool:
         """Run all in the open transaction and commit. False: nothing of it was done, and each has to run by itself.
@@ -216,8 +217,7 @@ class SharedCommits:
     def _undo(self, members: Sequence[Member]) -> bool:
         self._committing = ()
         self._writer.roll_back()
-        for member in members:
-            member.result = member.error = None
+        _forget_outcomes(members)
         return False
 
     def _run_alone(self, member: Member, *, durable: bool) -> None:
@@ -247,6 +247,13 @@ class SharedCommits:
 def is_durable(members: Sequence[Member]) -> bool:
     """Whether one of them asks for it."""
     return True in [member.durable for member in members]
+
+
+def _forget_outcomes(members: Sequence[Member]) -> None:
+    """Those that are not done run again, when nothing may be left of what was undone."""
+    for member in members:
+        if not member.is_done:
+            member.result = member.error = None
 
 
 def _commit(members: Sequence[Member]) -> None:
