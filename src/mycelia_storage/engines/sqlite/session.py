@@ -91,12 +91,10 @@ INSERT INTO storage_entries (namespace, key, version, created_at, updated_at, ex
 _OR_UPDATE: Final = """
 ON CONFLICT (namespace, key) DO UPDATE SET
   version = max(excluded.version, version + 1),
-  created_at = CASE WHEN expires_at <= excluded.updated_at THEN excluded.created_at ELSE created_at END,
-  updated_at = CASE WHEN expires_at <= excluded.updated_at THEN excluded.updated_at
-    ELSE max(updated_at, excluded.updated_at) END,
+  created_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE created_at END,
+  updated_at = CASE WHEN expires_at <= ?7 THEN ?7 ELSE max(updated_at, ?7) END,
   expires_at = excluded.expires_at,
-  metadata = CASE WHEN excluded.metadata IS NOT NULL THEN excluded.metadata
-    WHEN expires_at <= excluded.updated_at THEN NULL ELSE metadata END,
+  metadata = CASE WHEN ?4 IS NOT NULL THEN ?4 WHEN expires_at <= ?7 THEN NULL ELSE metadata END,
   value = excluded.value"""
 PUT: Final = f"""{_INSERT}
 VALUES (
@@ -121,12 +119,21 @@ PUT_UNLESS_AHEAD: Final = f"""{_INSERT}
 VALUES (?1, ?2, ?6, ?7, ?7, ?5, ?4, ?3)
 {_OR_UPDATE}
 WHERE excluded.version > version"""
+# `_IF_SIMPLE` for many rows at once.
+_EACH_IF_SIMPLE: Final = """
+ON CONFLICT (namespace, key) DO UPDATE SET
+  version = excluded.version, updated_at = max(updated_at, excluded.updated_at), expires_at = excluded.expires_at,
+  metadata = ifnull(excluded.metadata, metadata), value = excluded.value
+WHERE version < excluded.version AND ifnull(expires_at > excluded.updated_at, TRUE)"""
 
 
 def put_together(count: int) -> str:
-    """The same for so many rows of any such namespaces: after `now` and that in ms, five values for each row."""
+    """`PUT_IF_SIMPLE` for so many rows at once, of any such namespaces.
+
+    After `now` and that in ms there are five values for each row.
+    """
     rows = [f"(?{at},?{at + 1},?1,?2,?2,?{at + 4},?{at + 3},?{at + 2})" for at in range(3, 3 + 5 * count, 5)]
-    return f"{_INSERT} VALUES {','.join(rows)} {_OR_UPDATE} WHERE excluded.version > version"
+    return f"{_INSERT} VALUES {','.join(rows)} {_EACH_IF_SIMPLE}"
 
 
 # Where the version cannot have to raise the floor.
@@ -393,19 +400,23 @@ def _statement(connection: apsw.Connection, namespace: str, query: Query, now: i
     return Statement(namespace, query, now, strategy)
 
 
-def put_one(
-    connection: apsw.Connection, namespace: str, row: PutRow, now: int, cursor: apsw.Cursor | None = None
-) -> int:
-    """Write one row inside a transaction; gives its version. With a cursor at hand it is quicker."""
+def put_one(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
+    """Write one row inside a transaction; gives its version."""
     key, value, metadata, expires_at = row
-    bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
     try:
-        (cursor or connection).execute(PUT_IF_SIMPLE, bindings)
+        connection.execute(PUT_IF_SIMPLE, (namespace, key, value, metadata, expires_at, now, now // 1000))
         if connection.changes():
             return now
     except apsw.ConstraintError as error:
         if extended_code(error) not in MENDABLE:
             raise
+    return put_otherwise(connection, namespace, row, now)
+
+
+def put_otherwise(connection: apsw.Connection, namespace: str, row: PutRow, now: int) -> int:
+    """The same where `PUT_IF_SIMPLE` cannot do it."""
+    key, value, metadata, expires_at = row
+    bindings = (namespace, key, value, metadata, expires_at, now, now // 1000)
     is_registered = False
     while True:
         try:

@@ -8,12 +8,13 @@ not to go that way, `UnfitError` is raised, and the transaction has to be done a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 import apsw
 
 from mycelia_storage.engines.limits import is_hurried
-from mycelia_storage.engines.sqlite.session import PUT_IF_SIMPLE, Statements, put_one, put_together
+from mycelia_storage.engines.sqlite.session import PUT, PUT_IF_SIMPLE, Statements, put_otherwise, put_together
 from mycelia_storage.errors import StorageBusyError
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 # So many rows go into one statement at most, and those that are left into one of half as many, and so on.
 _MOST_ROWS: Final = 64
 _PUT_ROWS: Final = {2**power: put_together(2**power) for power in range(_MOST_ROWS.bit_length())}
-_PER_ROW: Final = 5
+_PUT_ONE_MORE: Final = _PUT_ROWS[1]
+# A value or metadata of more characters than this is written at once: those that are gathered are held in memory, twice
+# while they are written, and of pages that are replaced SQLite keeps copies until the statement has ended.
+_MOST_GATHERED: Final = 2_000
 # A value of more characters than this is for those who may wait.
 _LARGE: Final = 100_000
 
@@ -41,23 +45,23 @@ class _Shared:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self.is_gathering: bool = False
-        # Namespaces of which this transaction knows that they are registered, and that `now` is a version for them; and
-        # the keys that it has put there, which get a later version where they are put again.
-        self.known: dict[str, set[str]] = {}
-        # Of the rows that are not written yet: the bindings, and how many they are.
-        self.bindings: list[Any] = []
-        self.gathered: int = 0
+        # Namespaces of which this transaction knows that they are registered, and that `now` is a version for them.
+        self.known: set[str] = set()
+        # Where this transaction has put something, by namespace: a key that is put again gets a later version.
+        self.keys: dict[str, set[str]] = {}
+        # The rows that are not written yet, with their namespaces. Only ever added to, one by one, or replaced, since a
+        # signal handler may raise at any point.
+        self.rows: list[tuple[str, str, str, str | None, int | None]] = []
         self.now: int = 0
         self.is_unfit: bool = False
 
     def reading(self) -> _Shared:
-        if self.gathered:
+        if self.rows or self.is_unfit:
             self.flush()
         return self
 
     def writing(self) -> _Shared:
-        if self.gathered:
-            self.flush()
+        self.reading()
         self.known.clear()  # whatever is written now may change that
         return self
 
@@ -74,26 +78,34 @@ class _Shared:
 
     def forget(self) -> None:
         self.known.clear()
-        self.bindings, self.gathered = [], 0
+        self.keys.clear()
+        self.rows = []
         self.is_unfit = False
 
+    def keys_of(self, namespace: str) -> set[str]:
+        keys = self.keys.get(namespace)
+        if keys is None:
+            keys = self.keys[namespace] = set()
+        return keys
+
     def flush(self) -> None:
-        """Write what is gathered. Raises UnfitError."""
-        writer = self._writer
-        bindings, left = self.bindings, self.gathered
-        self.bindings, self.gathered = [], 0
+        """Write what is gathered. Raises UnfitError, and from then on whenever it is called."""
+        if self.is_unfit:
+            raise UnfitError
         self.is_unfit = True  # until all is written, whoever catches what is raised here
-        begin = 0
-        while left:
-            rows = 1 << (min(left, _MOST_ROWS).bit_length() - 1)
-            end = begin + rows * _PER_ROW
-            try:
-                writer.cursor.execute(_PUT_ROWS[rows], (self.now, self.now // 1000, *bindings[begin:end]))
-            except apsw.ConstraintError:
-                raise UnfitError from None
-            if writer.connection.changes() != rows:
-                raise UnfitError
-            begin, left = end, left - rows
+        writer, rows, self.rows = self._writer, self.rows, []
+        try:
+            begin, left = 0, len(rows)
+            while left:
+                count = 1 << (min(left, _MOST_ROWS).bit_length() - 1)
+                end = begin + count
+                some = rows[0] if left == len(rows) == 1 else chain.from_iterable(rows[begin:end])
+                writer.cursor.execute(_PUT_ROWS[count], (self.now, self.now // 1000, *some))
+                if writer.connection.changes() != count:
+                    raise UnfitError
+                begin, left = end, left - count
+        except apsw.ConstraintError:
+            raise UnfitError from None
         self.is_unfit = False
 
 
@@ -113,35 +125,42 @@ class SharedStatements(Statements):
     def flush(self) -> None:
         """After the last member, before the commit: see to it that all is written. Raises UnfitError."""
         self.shared.reading()
-        if self.shared.is_unfit:
-            raise UnfitError
 
     def put(self, namespace: str, rows: Sequence[PutRow], now: int) -> list[int]:
+        shared = self.shared
         if len(rows) != 1:
+            if shared.is_gathering:
+                shared.keys_of(namespace).update(row[0] for row in rows)
             return super().put(namespace, rows, now)
-        # As `put_one` does, with one call less for each of many members.
         key, value, metadata, expires_at = rows[0]
         if len(value) > _LARGE and is_hurried():
             raise StorageBusyError("it takes long to write a large value")
-        shared = self.shared
-        keys = shared.known.get(namespace)
-        if keys is not None and key not in keys:
+        is_known = namespace in shared.known
+        is_again = False
+        if shared.is_gathering:
+            keys = shared.keys_of(namespace)
+            is_again = key in keys
             keys.add(key)
-            shared.now = now
-            shared.bindings += (namespace, key, value, metadata, expires_at)
-            shared.gathered += 1
-            if shared.gathered == _MOST_ROWS:
-                shared.flush()
-            return [now]
-        shared.reading()
+            if is_known and not is_again and len(value) + len(metadata or "") <= _MOST_GATHERED:
+                shared.now = now
+                shared.rows.append((namespace, key, value, metadata, expires_at))
+                if len(shared.rows) == _MOST_ROWS:
+                    shared.flush()
+                return [now]
+            shared.reading()
+        # As `put_one` does, with fewer calls for each of many members.
         writer = self._writer
         try:
-            writer.cursor.execute(PUT_IF_SIMPLE, (namespace, key, value, metadata, expires_at, now, now // 1000))
+            if is_again:
+                return [writer.cursor.execute(PUT, (namespace, key, value, metadata, expires_at, now, now // 1000)).get]
+            if is_known:
+                writer.cursor.execute(_PUT_ONE_MORE, (now, now // 1000, namespace, key, value, metadata, expires_at))
+            else:
+                writer.cursor.execute(PUT_IF_SIMPLE, (namespace, key, value, metadata, expires_at, now, now // 1000))
             if writer.connection.changes():
-                if shared.is_gathering:
-                    shared.known[namespace] = {key}
+                shared.known.add(namespace)
                 return [now]
         except apsw.ConstraintError:
             pass  # it is met again
         shared.known.clear()
-        return [put_one(writer.connection, namespace, rows[0], now, writer.cursor)]
+        return [put_otherwise(writer.connection, namespace, rows[0], now)]
