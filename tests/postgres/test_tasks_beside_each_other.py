@@ -29,9 +29,11 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def opened(postgres_dsn: str, postgres_schema: str) -> Callable[..., Any]:
-    return lambda **options: open_async_storage(
-        postgres_dsn, schema=postgres_schema, **{"busy_timeout": PATIENCE, **options}
-    )
+    def open_it(**options: Any) -> Any:
+        options.setdefault("busy_timeout", PATIENCE)
+        return open_async_storage(postgres_dsn, schema=postgres_schema, **options)
+
+    return open_it
 
 
 def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -138,13 +138,16 @@ class SharedStatements(Statements):
         is_known = namespace in shared.known
         is_again = False
         if shared.is_gathering:
-            keys = shared.keys_of(namespace)
+            keys = shared.keys.get(namespace)
+            if keys is None:
+                keys = shared.keys_of(namespace)
             is_again = key in keys
             keys.add(key)
             if is_known and not is_again and len(value) + len(metadata or "") <= _MOST_GATHERED:
                 shared.now = now
-                shared.rows.append((namespace, key, value, metadata, expires_at))
-                if len(shared.rows) == _MOST_ROWS:
+                waiting = shared.rows
+                waiting.append((namespace, key, value, metadata, expires_at))
+                if len(waiting) == _MOST_ROWS:
                     shared.flush()
                 return [now]
             shared.reading()
