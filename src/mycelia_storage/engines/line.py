@@ -87,6 +87,8 @@ class Line(Turns[Ticket]):
     def put_back(self, tickets: Sequence[Ticket]) -> None:
         """For the owner: what was taken stands at the head of the line again."""
         with self._changing:
+            for ticket in tickets:
+                ticket.may_be_passed_until = 0.0  # it has had its turn; and a transaction may stand behind it by now
             there = set(map(id, self._waiting))
             self._waiting.extendleft(
                 ticket for ticket in reversed(tickets) if not ticket.is_gone and id(ticket) not in there
@@ -123,8 +125,9 @@ class Line(Turns[Ticket]):
         return not self._owned.locked()
 
     def _serve(self, waiter: Ticket) -> bool:
-        waiter.is_owner = self._owned.acquire(blocking=False)
-        return waiter.is_owner
+        if self._owned.acquire(blocking=False):
+            waiter.is_owner = True
+        return waiter.is_owner  # which a destructor or a signal handler may have made it meanwhile
 
     def _take_from(self, waiter: Ticket) -> None:
         if waiter.is_owner:

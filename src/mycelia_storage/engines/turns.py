@@ -25,6 +25,10 @@ _PART_OF_PATIENCE: Final = 0.5
 # Nobody sleeps longer than this without a look whether its turn has come: an exception from a signal handler may have
 # kept somebody else from waking it.
 _LONGEST_SLEEP: Final = 0.5
+# Who was called and has been passed is not called again, but looks by itself: after so long, and after twice as long
+# each time that follows. (With one nap for all the time that it may be passed, threads that pause between two writes
+# slept for 5 ms before a lock that was free.)
+_FIRST_NAP: Final = 0.0001
 
 
 class Waiter(ABC):
@@ -33,13 +37,14 @@ class Waiter(ABC):
     `is_gone`: nobody waits with it any more, because an exception came from a signal handler.
     """
 
-    __slots__ = ("bell", "is_called", "is_gone", "is_rung", "may_be_passed_until")
+    __slots__ = ("bell", "is_called", "is_gone", "is_rung", "may_be_passed_until", "nap")
 
     def __init__(self) -> None:
         self.is_gone: bool = False
-        self.is_called: bool = False  # to try for itself; once
+        self.is_called: bool = False  # to try for itself; it is called once
         self.is_rung: bool = False  # and has not heard it yet
         self.may_be_passed_until: float = 0.0
+        self.nap: float = _FIRST_NAP
         self.bell: Lock = Lock()
         self.bell.acquire()
 
@@ -48,7 +53,7 @@ class Waiter(ABC):
         """Whether it has what it waits for, or does not need it any more."""
 
     def ring(self) -> None:
-        """Wake it. For who has `the lock`."""
+        """Wake it. Called by who has the line's `_changing`."""
         if not self.is_rung:
             self.is_rung = True
             self.bell.release()
@@ -72,7 +77,7 @@ class Turns(ABC, Generic[W]):
 
     @abstractmethod
     def _serve(self, waiter: W) -> bool:
-        """Give what is to be had to a waiter. False: there is nothing."""
+        """Give what is to be had to a waiter that has not got it yet. False: there is nothing."""
 
     @abstractmethod
     def _take_from(self, waiter: W) -> None:
@@ -89,7 +94,7 @@ class Turns(ABC, Generic[W]):
     def _wait(self, waiter: W, timeout: float, *, passable: bool) -> bool:
         """Stand in line until it is served. False: not within so many seconds, and it has left.
 
-        Nobody passes one that is not `passable`, nor who stands before it.
+        Nobody passes one that is not `passable`. Nor is who stands before somebody passed for longer than that one.
         """
         began = monotonic()
         deadline = began + timeout
@@ -97,9 +102,9 @@ class Turns(ABC, Generic[W]):
             with self._changing:
                 if passable:
                     waiter.may_be_passed_until = began + min(self._passing, timeout * _PART_OF_PATIENCE)
-                else:
-                    for other in self._waiting:
-                        other.may_be_passed_until = 0.0
+                if self._waiting and self._waiting[-1].may_be_passed_until > waiter.may_be_passed_until:
+                    for other in tuple(self._waiting):
+                        other.may_be_passed_until = min(other.may_be_passed_until, waiter.may_be_passed_until)
                 self._waiting.append(waiter)
             self._call_next()
             while not self._sleep(waiter, deadline):
@@ -119,18 +124,23 @@ class Turns(ABC, Generic[W]):
         return True
 
     def _call_next(self) -> None:
-        """Something was given back: see to it that who waits for it gets it."""
+        """Something was given back: see to it that who waits for it gets it.
+
+        A destructor or a signal handler may come in between at any call and do the same; or an exception, and then
+        whoever looks next finds the head of the line served already.
+        """
         with self._changing:
             while self._waiting:
                 head = self._waiting[0]
-                if monotonic() < head.may_be_passed_until:
-                    if not head.is_called and self._is_free():
-                        head.is_called = True
-                        head.ring()
-                    return
-                if not self._serve(head):
-                    return
-                self._waiting.popleft()
+                if not head.is_served():
+                    if monotonic() < head.may_be_passed_until:
+                        if not head.is_called and self._is_free():
+                            head.is_called = True
+                            head.ring()
+                        return
+                    if not self._serve(head):
+                        return
+                self._let_out(head)
                 head.ring()
 
     def _sleep(self, waiter: W, deadline: float) -> bool:
@@ -138,21 +148,28 @@ class Turns(ABC, Generic[W]):
         now = monotonic()
         wakes_at = min(deadline, now + _LONGEST_SLEEP)
         if waiter.is_called and now < waiter.may_be_passed_until:
-            wakes_at = min(wakes_at, waiter.may_be_passed_until)  # somebody has passed it, and it is not called again
+            wakes_at = min(wakes_at, waiter.may_be_passed_until, now + waiter.nap)
+            waiter.nap *= 2
         is_heard = waiter.bell.acquire(timeout=max(0.0, wakes_at - now))
         with self._changing:
             if is_heard:
                 waiter.is_rung = False
-            if not waiter.is_served() and self._waiting and self._waiting[0] is waiter and self._serve(waiter):
-                self._waiting.popleft()
+            is_first = self._waiting and self._waiting[0] is waiter
+            if is_first and (waiter.is_served() or self._serve(waiter)):
+                self._let_out(waiter)
                 self._call_next()  # there may be more than one of it
             return waiter.is_served()
 
+    def _let_out(self, head: W) -> None:
+        if self._waiting and self._waiting[0] is head:
+            self._waiting.popleft()
+
     def _leave(self, waiter: W, *, for_good: bool = False) -> bool:
+        """False: it is served, or somebody sees to that just now."""
         with self._changing:
             try:
                 self._waiting.remove(waiter)
             except ValueError:
                 waiter.is_gone = for_good
                 return False
-            return True
+            return not waiter.is_served()

@@ -253,8 +253,8 @@ class SQLiteEngine:
         """A transaction on the writer, or one that reads on a reader. Both are serializable, whatever was asked for."""
         del isolation
         if read_only:
-            cursor = self.readers.lend()
             readers = self.readers
+            cursor = readers.lend_for_long()
             return self._begin_to_read(cursor.connection, lambda: readers.take_back(cursor))
         self.writer.begin(durable=durable, wait=wait)
         try:

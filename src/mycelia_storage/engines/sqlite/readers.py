@@ -67,10 +67,13 @@ class Readers(Turns[_Place]):
             try:
                 cursor = self._idle.get_nowait()
             except Empty:
-                cursor = None
-            if cursor is not None:
-                return cursor
+                return self._lend_later()
+            return self._lend_later(may_open=True) if cursor is None else cursor
         return self._lend_later()
+
+    def lend_for_long(self) -> apsw.Cursor:
+        """As `lend`, for who may keep it for longer than a read takes: it passes nobody who waits."""
+        return self._lend_later() if self._waiting else self.lend()
 
     def give_back(self, cursor: apsw.Cursor | None) -> None:
         """Let others use it. None stands for one that was discarded, so that another may be opened."""
@@ -78,36 +81,48 @@ class Readers(Turns[_Place]):
         if self._waiting:
             self._call_next()
 
-    def _lend_later(self) -> apsw.Cursor:
-        if is_hurried():
-            raise self._busy(0.0)
-        patience = time_left(self._options.busy_timeout)
-        deadline = time.monotonic() + patience
-        while True:
-            self._require_trust()
-            with self._opening:
-                if self.made < self._options.max_readers:
-                    cursor = self.open().cursor()
-                    self._count(1)
-                    return cursor
-            place = _Place()
-            if not self._wait(place, deadline - time.monotonic(), passable=True):
-                raise self._busy(patience)
-            if place.cursor is not None:
-                if self._refusal is not None:
-                    self.give_back(place.cursor)
-                    continue
-                return place.cursor
+    def _lend_later(self, *, may_open: bool = False) -> apsw.Cursor:
+        """`may_open`: it has taken the place of one that was discarded. Who makes no use of that gives it on."""
+        try:
+            if is_hurried():
+                raise self._busy(0.0)
+            patience = time_left(self._options.busy_timeout)
+            deadline = time.monotonic() + patience
+            while True:
+                self._require_trust()
+                if self.is_closed:
+                    raise self._engine.closed_error()
+                with self._opening:
+                    if self.made < self._options.max_readers:
+                        cursor = self.open().cursor()
+                        self._count(1)
+                        return cursor
+                place = _Place()
+                if not self._wait(place, deadline - time.monotonic(), passable=True):
+                    raise self._busy(patience)
+                may_open = place.cursor is None
+                if place.cursor is not None:
+                    if self._refusal is not None:
+                        self.give_back(place.cursor)
+                        continue
+                    return place.cursor
+        except BaseException:
+            if may_open:
+                self.give_back(None)
+            raise
 
     def _is_free(self) -> bool:
         return not self._idle.empty()
 
     def _serve(self, waiter: _Place) -> bool:
         try:
-            waiter.cursor = self._idle.get_nowait()
+            cursor = self._idle.get_nowait()
         except Empty:
             return False
-        waiter.has_come = True
+        if waiter.has_come:  # a destructor or a signal handler came in between, and gave it another
+            self._idle.put(cursor)
+        else:
+            waiter.cursor, waiter.has_come = cursor, True
         return True
 
     def _take_from(self, waiter: _Place) -> None:
@@ -181,7 +196,9 @@ class Readers(Turns[_Place]):
         """Refuse what comes, and close what comes back in time. A longer read keeps its connection while it lasts."""
         with self._opening:
             self.is_closed = True
-        return self._close_all(patience)
+        is_done = self._close_all(patience)
+        self._let_all_try()
+        return is_done
 
     def hold(self, patience: float) -> bool:
         """Close every connection, and lend none until `let_go`. False: not all came back in time, and nothing is held.
@@ -193,12 +210,13 @@ class Readers(Turns[_Place]):
             return False
         if self._close_all(deadline - time.monotonic()):
             return True
-        self._opening.release()
+        self.let_go()
         return False
 
     def let_go(self) -> None:
         """End `hold`."""
         self._opening.release()
+        self._let_all_try()
 
     def anew(self, *, is_closed: bool) -> Readers:
         """The same without connections, for the child of a fork, or for good."""
@@ -206,6 +224,11 @@ class Readers(Turns[_Place]):
         new.is_closed = is_closed
         new._refusal = self._refusal
         return new
+
+    def _let_all_try(self) -> None:
+        """What they wait for has been closed, and does not come back: they open their own, or find that they cannot."""
+        for _ in range(len(self._waiting)):
+            self.give_back(None)
 
     def _close_all(self, patience: float) -> bool:
         deadline = time.monotonic() + patience

@@ -82,7 +82,7 @@ class Writer:
         self._anew_at = 0  # so many pages in the -wal: it is tried to begin it anew
         self._close_failure: StorageError | None = None
         self.trust: Trust = Trust(options.path)
-        self.line: Line = Line(passing=PASSING if self.is_quick else 0.0)
+        self.line: Line = self._new_line()
         self.commits: SharedCommits = SharedCommits(self, options)
         self.holder: int = 0  # the thread that has the lock for a transaction, or for more than a statement
         self.is_closed: bool = False
@@ -107,6 +107,10 @@ class Writer:
             self._use(self._reopen())
 
     # ---- the lock
+
+    def _new_line(self) -> Line:
+        """Where a commit waits for the disk, waking somebody up takes no time beside that."""
+        return Line(passing=PASSING if self.is_quick else 0.0)
 
     def lock(self, wait: float | None, *, for_file: bool = True) -> None:
         """Take the lock, waiting `wait` seconds at most (None: `busy_timeout`) for it and for the file's.
@@ -495,7 +499,7 @@ class Writer:
 
     def begin_anew(self, *, is_closed: bool) -> None:
         """For the child of a fork: nobody has the lock, and nobody waits for it."""
-        self.line = Line()
+        self.line = self._new_line()
         self.holder = 0
         self.is_closed = is_closed
         self.is_dormant = True
