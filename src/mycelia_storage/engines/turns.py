@@ -77,7 +77,7 @@ class Turns(ABC, Generic[W]):
 
     @abstractmethod
     def _serve(self, waiter: W) -> bool:
-        """Give what is to be had to a waiter that has not got it yet. False: there is nothing."""
+        """Give what is to be had to a waiter, unless it has got it already. False: there is nothing."""
 
     @abstractmethod
     def _take_from(self, waiter: W) -> None:
@@ -127,19 +127,18 @@ class Turns(ABC, Generic[W]):
         """Something was given back: see to it that who waits for it gets it.
 
         A destructor or a signal handler may come in between at any call and do the same; or an exception, and then
-        whoever looks next finds the head of the line served already.
+        the head of the line may be served already.
         """
         with self._changing:
             while self._waiting:
                 head = self._waiting[0]
-                if not head.is_served():
-                    if monotonic() < head.may_be_passed_until:
-                        if not head.is_called and self._is_free():
-                            head.is_called = True
-                            head.ring()
-                        return
-                    if not self._serve(head):
-                        return
+                if monotonic() < head.may_be_passed_until:
+                    if not head.is_called and self._is_free():
+                        head.is_called = True
+                        head.ring()
+                    return
+                if not self._serve(head):
+                    return
                 self._let_out(head)
                 head.ring()
 
