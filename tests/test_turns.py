@@ -205,11 +205,21 @@ def test_who_passes_and_may_share_its_commit_takes_those_along_whom_it_passes(
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-@pytest.mark.parametrize(("busy_timeout", "seconds"), [(60.0, 0.005), (0.004, 0.002)])
+@pytest.mark.parametrize(("passing", "seconds"), [(None, 0.005), (1000.0, 30.0)], ids=["5 ms", "half of its patience"])
 def test_who_was_passed_for_so_long_is_handed_over_to(
-    tmp_path: Path, workers: Workers, clock: Clock, asleep: Any, kind: str, busy_timeout: float, seconds: float
+    tmp_path: Path,
+    workers: Workers,
+    clock: Clock,
+    asleep: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    passing: float | None,
+    seconds: float,
 ) -> None:
-    with open_storage(tmp_path / "store.db", max_readers=1, busy_timeout=busy_timeout) as store:
+    if passing is not None:
+        for module in (readers_module, writer_module):
+            monkeypatch.setattr(module, "PASSING", passing)
+    with open_storage(tmp_path / "store.db", max_readers=1, busy_timeout=60) as store:
 
         def call() -> Any:
             return store.get("a") if kind == "read" else store.set("a", 1)
