@@ -25,10 +25,11 @@ _PART_OF_PATIENCE: Final = 0.5
 # Nobody sleeps longer than this without a look whether its turn has come: an exception from a signal handler may have
 # kept somebody else from waking it.
 _LONGEST_SLEEP: Final = 0.5
-# Who was called and has been passed is not called again, but looks by itself: after so long, and after twice as long
-# each time that follows. (With one nap for all the time that it may be passed, threads that pause between two writes
-# slept for 5 ms before a lock that was free.)
+# Who was called and has been passed is not called again. It looks by itself after so long, and then after so many times
+# as long again. (With one nap for all the time that it may be passed, threads that pause between two writes slept for
+# 5 ms before a lock that was free; with many short naps, those that do not pause are held up by a tenth and more.)
 _FIRST_NAP: Final = 0.0001
+_NAPS_GROW: Final = 4
 
 
 class Waiter(ABC):
@@ -148,7 +149,7 @@ class Turns(ABC, Generic[W]):
         wakes_at = min(deadline, now + _LONGEST_SLEEP)
         if waiter.is_called and now < waiter.may_be_passed_until:
             wakes_at = min(wakes_at, waiter.may_be_passed_until, now + waiter.nap)
-            waiter.nap *= 2
+            waiter.nap *= _NAPS_GROW
         is_heard = waiter.bell.acquire(timeout=max(0.0, wakes_at - now))
         with self._changing:
             if is_heard:
