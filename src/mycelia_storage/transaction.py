@@ -411,7 +411,7 @@ class Transaction(Verbs):
             return self._alone.why_late
         if self._was_entered:
             return "the transaction has ended"
-        return "the transaction has not begun: use it in a with block"
+        return "the transaction has not begun: use it in a with block (async with, where it is awaited)"
 
 
 def calling() -> Caller:
