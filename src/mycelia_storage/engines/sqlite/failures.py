@@ -53,7 +53,10 @@ _BY_EXTENDED_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
 }
 
 _BY_CODE: Final[dict[int, tuple[type[StorageError], str]]] = {
-    apsw.SQLITE_BUSY: (StorageBusyError, "another process, another store of this one, or without WAL somebody who reads, holds the lock"),
+    apsw.SQLITE_BUSY: (
+        StorageBusyError,
+        "another process, another store of this one, or without WAL somebody who reads, holds the lock",
+    ),
     apsw.SQLITE_LOCKED: (StorageBusyError, "another connection holds the lock"),
     apsw.SQLITE_PROTOCOL: (StorageBusyError, "others took the lock again and again"),
     apsw.SQLITE_SCHEMA: (StorageBusyError, "others changed the tables again and again"),
