@@ -140,9 +140,10 @@ def test_an_error_of_the_engine_in_a_nested_transaction_is_the_one_that_is_seen(
         engine.writer.connection.execute("PRAGMA max_page_count=12")
 
         def work() -> None:
-            with store.transaction() as tx, tx.transaction() as inner:
+            with store.transaction() as tx:
                 tx.set("a", 1)
-                inner.set("b", "x" * 200_000)
+                with tx.transaction() as inner:
+                    inner.set("b", "x" * 200_000)
 
         with pytest.raises(StorageFullError):
             work()

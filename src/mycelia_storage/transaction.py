@@ -237,7 +237,7 @@ class Transaction(Verbs):
             self._time = self._outer._time
             if not self._is_read_only:
                 with self._alone:
-                    self._outer._require_no_inner()
+                    self._outer._require_no_inner("end it first, or begin the new one within that one")
                     self._savepoint = session.savepoint()
                     self._outer._inner = weakref.ref(self)
             self._session = session
@@ -308,7 +308,10 @@ class Transaction(Verbs):
     def transaction(
         self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool | None = None
     ) -> AbstractContextManager[Transaction]:
-        """A transaction within this one, undone alone when it fails (a savepoint)."""
+        """A transaction within this one, undone alone when it fails (a savepoint).
+
+        While it is open, whatever else would write in this one is a TransactionError.
+        """
         if durable:
             raise TransactionError("durable is given to the outermost transaction, which is what commits")
         self._open_session()
@@ -332,13 +335,13 @@ class Transaction(Verbs):
     def _is_open(self) -> bool:
         return self._session is not None and (self._outer is None or self._outer._is_open())
 
-    def _require_no_inner(self) -> None:
-        """What two that are open beside each other keep and undo could not be told apart."""
+    def _require_no_inner(self, advice: str) -> None:
+        """What two that write beside each other keep and undo could not be told apart."""
         inner = None if self._inner is None else self._inner()
-        if inner is not None and inner._is_open():
-            raise TransactionError(
-                "another transaction within this one is open: end it first, or begin the new one within that one"
-            )
+        if inner is None or not inner._is_open():
+            self._inner = None
+        else:
+            raise TransactionError(f"another transaction within this one is open: {advice}")
 
     def _open_session(self) -> Session:
         session = self._session
@@ -358,6 +361,8 @@ class Transaction(Verbs):
         if self._is_read_only:
             self._open_session()
             raise StorageReadOnlyError("this transaction is read-only")
+        if self._inner is not None:
+            self._require_no_inner("write by that one, or this would be undone with it")
         return self._reading()
 
     def _now(self) -> int:

@@ -123,7 +123,10 @@ class AsyncTransaction(AsyncVerbs):
     def transaction(
         self, *, read_only: bool = False, isolation: Isolation | None = None, durable: bool | None = None
     ) -> AsyncTransaction:
-        """A transaction within this one, undone alone when it fails (a savepoint)."""
+        """A transaction within this one, undone alone when it fails (a savepoint).
+
+        While it is open, whatever else would write in this one is a TransactionError.
+        """
         inner: Any = self._transaction.transaction(read_only=read_only, isolation=isolation, durable=durable)
         return AsyncTransaction(self._threads, inner, outer=self)
 

@@ -428,6 +428,26 @@ class NestedTransactionContract(ContractBase):
         assert store.get_many(["a", "b", "c"]) == {"a": 1, "b": 1, "c": 3}
 
     @needs("savepoints", TransactionError)
+    def test_nobody_writes_beside_one_that_may_be_undone(self, store: Storage) -> None:
+        with store.transaction() as tx:
+            tx.set("a", 1)
+            with pytest.raises(OwnError), tx.transaction() as inner:
+                inner.set("b", 2)
+                for write in (
+                    lambda: tx.set("log", "kept"),
+                    lambda: tx.increment("a"),
+                    lambda: tx.set_many({"log": 1}),
+                    lambda: tx.namespace("place").set("log", 1),
+                    lambda: tx.delete("a"),
+                ):
+                    with pytest.raises(TransactionError, match="another transaction within"):
+                        write()
+                assert tx.get_many(["a", "b"]) == {"a": 1, "b": 2}
+                raise OwnError
+            tx.set("log", "kept")
+        assert store.get_many(["a", "b", "log"]) == {"a": 1, "log": "kept"}
+
+    @needs("savepoints", TransactionError)
     def test_one_that_was_forgotten_is_in_nobodys_way(self, store: Storage) -> None:
         with store.transaction() as tx:
             forgotten = tx.transaction().__enter__()
