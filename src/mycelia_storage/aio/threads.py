@@ -351,8 +351,9 @@ class Writer:
             if again:
                 jobs = [job for job in together if job not in again]
                 self._waiting.extendleft(reversed(again))
-        self._answer(jobs)
-        if alone is not None and isinstance(alone.error, StorageBusyError):
+        was_busy = alone is not None and isinstance(alone.error, StorageBusyError)
+        self._answer(jobs)  # after which a call forgets its error
+        if was_busy:
             # Perhaps it waited for as long as one may, and then so did those that came before it was begun.
             self._refuse_waiting(monotonic() - self._busy_timeout)
 
