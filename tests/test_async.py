@@ -143,16 +143,24 @@ def test_what_is_wrong_with_a_target_is_told(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_store_opened_for_a_cancelled_task_is_closed_again(tmp_path: Path) -> None:
+def test_a_store_opened_for_a_cancelled_task_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Storage] = []
+    close = Storage.close
+
+    def closes(store: Storage) -> None:
+        close(store)
+        closed.append(store)
+
     async def work() -> None:
         opening = asyncio.ensure_future(open_async_storage(tmp_path / "store.db")._opened())
         await asyncio.sleep(0)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        while any(thread.name == "mycelia-open" for thread in threading.enumerate()):
+        while not closed or any(thread.name == "mycelia-open" for thread in threading.enumerate()):
             await asyncio.sleep(0)
 
+    monkeypatch.setattr(Storage, "close", closes)
     run(work())
 
 
@@ -207,6 +215,19 @@ def test_closing_rolls_back_what_is_open_and_says_so(front: AsyncStorage) -> Non
                     await tx.set("c", 1)
         assert waiting is not None
         assert await waiting
+
+    run(work())
+    assert front.sync.list_keys() == ["b"]
+
+
+def test_closing_rolls_back_what_is_open_though_nobody_waits_for_it(front: AsyncStorage) -> None:
+    async def work() -> None:
+        tx = await front._begin()
+        await tx.set("a", 1)
+        await front._stop()
+        front.sync.set("b", 2)
+        with pytest.raises(StorageClosedError):
+            await tx.set("c", 1)
 
     run(work())
     assert front.sync.list_keys() == ["b"]

@@ -68,6 +68,22 @@ try:
 except AttributeError:
     print(0)
 """,
+    "with a call that never ends": """
+from mycelia_storage.aio import threads
+threads._EXIT_PATIENCE = 0.1
+arrived = threading.Event()
+def stay(_):
+    arrived.set()
+    threading.Event().wait()
+async def main():
+    store = await open_async_storage(path)
+    await store.set("key", 1)
+    globals()["task"] = asyncio.create_task(store.modify("key", stay))
+    while not arrived.is_set():
+        await asyncio.sleep(0)
+    print(1)
+asyncio.run(main())
+""",
     "after a fork": """
 async def main(store, name):
     await asyncio.gather(*(store.set(f"{name}{n}", n) for n in range(50)))

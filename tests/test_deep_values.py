@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,6 +15,8 @@ from mycelia_storage.codec import nests_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mycelia_storage import Storage
 
 # Whatever looks like the end of a string or of a container, without being one.
 TEXTS = st.text('[]{}"\\a,:', max_size=6)
@@ -77,3 +80,13 @@ def test_among_many_members_the_deepest_one_decides(before: str, after: str, dep
         else:
             store.set("a", value)
             assert store.get("a") == value
+
+
+@pytest.mark.parametrize("depth", [200, 201])
+def test_objects_alone_make_a_value_deep(memory_store: Storage, depth: int) -> None:
+    value: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        value = {"name": value}
+    with pytest.raises(InvalidValueError, match="nested more") if depth > 200 else contextlib.nullcontext():
+        memory_store.set("a", value)
+    assert memory_store.has("a") == (depth == 200)

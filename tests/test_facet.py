@@ -21,6 +21,7 @@ from mycelia_storage import (
     StorageClosedError,
     StorageError,
     StorageFacet,
+    StorageIOError,
     StorageResult,
     TransactionError,
     enforce_contract,
@@ -332,13 +333,17 @@ def test_an_abandoned_transaction_gives_the_lock_back(tmp_path: Path) -> None:
                 for call in (facet.commit, facet.rollback):
                     result = answer(await call(tx))
                     assert type(result.error) is TransactionError
+                    assert "rolled back after 0.05 seconds" in str(result.error)
                 assert answer(await facet.list()).keys == ["b"]
 
             asked(store, ask)
             assert store.list_keys() == ["b"]
 
 
-def test_a_transaction_whose_event_loop_is_gone_is_ended_all_the_same(tmp_path: Path) -> None:
+def test_a_transaction_whose_event_loop_is_gone_is_ended_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facet_transactions, "MAX_OPEN", 1)
     for target in ("memory:", tmp_path / "store.db"):
         with open_storage(target, transaction_timeout=0.05, busy_timeout=30) as store:
             facet = StorageFacet(store)
@@ -346,6 +351,7 @@ def test_a_transaction_whose_event_loop_is_gone_is_ended_all_the_same(tmp_path: 
             assert answer(asyncio.run(facet.set("a", 1))).success
             result = answer(asyncio.run(facet.commit(tx)))
             assert type(result.error) is TransactionError
+            assert answer(asyncio.run(facet.begin_transaction())).success  # it is no longer among those that are open
             asyncio.run(facet.close())
 
 
@@ -396,6 +402,8 @@ def test_closing_a_facet_ends_its_transactions_and_leaves_an_async_storage_open(
         tx = answer(await facet.begin_transaction()).transaction_id
         answer(await facet.set("a", 1, {"transaction_id": tx}))
         await facet.close()
+        with any_store.transaction(wait=0):
+            pass  # nothing is left to be undone
         await fronted.set("b", 1)
         assert await fronted.list_keys() == ["b"]
         await fronted.close()
@@ -476,6 +484,23 @@ def test_a_commit_happens_though_its_caller_is_cancelled(any_store: Storage) -> 
         assert "was committed" in str(answer(await facet.commit(tx)).error)
 
     asked(any_store, ask)
+
+
+def test_a_commit_that_fails_is_told(tmp_path: Path) -> None:
+    path, away = tmp_path / "store.db", tmp_path / "away.db"
+
+    async def ask(facet: StorageFacet) -> None:
+        tx = answer(await facet.begin_transaction()).transaction_id or ""
+        answer(await facet.set("a", 1, {"transaction_id": tx}))
+        path.rename(away)
+        failed = answer(await facet.commit(tx))
+        away.rename(path)
+        assert type(failed.error) is StorageIOError
+        assert "could not be committed" in str(answer(await facet.commit(tx)).error)
+        assert answer(await facet.list()).keys == []
+
+    with open_storage(path) as store:
+        asked(store, ask)
 
 
 def test_a_begin_whose_caller_is_cancelled_leaves_nothing_open(any_store: Storage) -> None:

@@ -590,6 +590,31 @@ wait(fork(increment))
     assert counted(path) == (2 if read_only else 4)
 
 
+def test_a_scan_that_another_thread_keeps_open_for_too_long_refuses_the_child(path: Path) -> None:
+    forking(
+        f"""
+store = open_storage(path, busy_timeout=0.3)
+store.set_many({{"n": 0, "o": 0}})
+{EVERY_VERB}
+holds, may_end = threading.Event(), threading.Event()
+def hold():
+    with store.scan(batch_size=1) as scan:
+        next(scan)
+        holds.set()
+        may_end.wait()
+        next(scan)
+thread = start(hold)
+holds.wait()
+wait(fork(is_refused))
+may_end.set()
+thread.join()
+wait(fork(increment))
+""",
+        path,
+    )
+    assert counted(path) == 1
+
+
 def test_a_child_is_refused_where_the_thread_that_writes_back_has_the_file_open_for_too_long(path: Path) -> None:
     forking(
         f"""
@@ -618,6 +643,29 @@ wait(fork(increment))
         path,
     )
     assert counted(path) == 3
+
+
+def test_a_file_that_another_thread_is_opening_for_too_long_is_refused_to_the_child(path: Path) -> None:
+    forking(
+        """
+from mycelia_storage.engines import forking
+forking._PATIENCE = 0.1
+opens, may_end = threading.Event(), threading.Event()
+def open_it():
+    with forking.opening(path):
+        opens.set()
+        may_end.wait()
+thread = start(open_it)
+opens.wait()
+wait(fork(lambda: refused(lambda: open_storage(path))))
+may_end.set()
+thread.join()
+store = open_storage(path)
+increment()
+""",
+        path,
+    )
+    assert counted(path) == 1
 
 
 def test_what_another_thread_ends_in_time_is_waited_for(path: Path) -> None:
@@ -780,6 +828,34 @@ for use in (count, transaction, work):
 # ---- other ways to make processes
 
 
+def test_a_child_has_no_half_of_a_commit_in_memory(path: Path) -> None:
+    forking(
+        """
+from mycelia_storage.engines.memory.state import Table
+store = open_storage("memory:")
+def put(value):
+    with store.transaction() as tx:
+        tx.set("a", value)
+        tx.set("a", value, namespace="other")
+put(1)
+def child():
+    assert store.get("a") == store.get("a", namespace="other")
+apply, calls, forks = Table.apply, [], []
+def applied(table, changes):
+    calls.append(table)
+    if len(calls) == 2:
+        forks.append(start(lambda: ended.append(wait(fork(child)))))
+        forks[0].join(0.2)
+    apply(table, changes)
+Table.apply, ended = applied, []
+put(2)
+forks[0].join()
+assert ended
+""",
+        path,
+    )
+
+
 def test_programs_started_beside_a_transaction_disturb_nothing(path: Path) -> None:
     forking(
         """
@@ -916,6 +992,24 @@ store.close()
         path,
     )
     assert counted(path) == 3
+
+
+def test_a_child_ends_its_own_transactions_in_time(path: Path) -> None:
+    forking(
+        """
+store = open_storage(path)
+with store.transaction(max_duration=60) as tx:
+    tx.increment("n")
+def child():
+    tx = store.transaction(max_duration=0.01).__enter__()
+    while tx._is_open():
+        pass
+    increment()
+wait(fork(child))
+""",
+        path,
+    )
+    assert counted(path) == 2
 
 
 def test_the_verbs_that_a_child_is_refused_are_all_there() -> None:

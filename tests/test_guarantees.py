@@ -49,7 +49,8 @@ def functions_of(name: str) -> set[str]:
     places = [ROOT / "tests" / f"{name}.py", *(ROOT / "tests").glob(f"*/{name}.py")]
     found = [place for place in places if place.exists()]
     assert found, f"there is no tests/{name}.py"
-    return {node.name for node in ast.walk(ast.parse(found[0].read_text())) if isinstance(node, ast.FunctionDef)}
+    nodes = ast.walk(ast.parse(found[0].read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

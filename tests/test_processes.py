@@ -9,11 +9,13 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import apsw
 import children
 import pytest
 from children import Child, run, run_together
 
 from mycelia_storage import StorageBusyError, open_storage
+from mycelia_storage.engines.sqlite import connection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -250,6 +252,18 @@ def test_many_that_make_a_new_file_at_the_same_moment_share_it(path: Path, times
         with open_storage(file, wal_mode=wal) as store:
             assert store.list_keys() == [str(number) for number in range(6)]
             store.check()
+
+
+def test_opening_in_another_journal_mode_waits_for_who_has_the_file_just_now(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_storage(path) as store:
+        store.set("a", 1)
+    other = apsw.Connection(str(path))
+    other.execute("SELECT * FROM storage_entries").fetchall()
+    monkeypatch.setattr(connection, "_pause", other.close)  # as soon as it has to be waited for
+    with open_storage(path, wal_mode=False) as store:
+        assert store.get_status().details["journal_mode"] == "delete"
 
 
 @pytest.mark.parametrize("wal", [True, False])

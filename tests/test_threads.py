@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import operator
 import os
 import random
 import threading
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import apsw
 import pytest
-from stepping import Held, Workers, at_once, error_of, kinds, line_of, line_up, result, until, waiting
+from stepping import Gate, Held, Workers, at_once, error_of, kinds, line_of, line_up, result, until, waiting
 
 from mycelia_storage import (
     KeyNotFoundError,
@@ -26,6 +28,8 @@ from mycelia_storage import (
     field,
     open_storage,
 )
+from mycelia_storage.engines.limits import hurrying
+from mycelia_storage.engines.memory.state import Table
 from mycelia_storage.testing.calls import STORE_CALLS, TRANSACTION_CALLS, WRITES
 
 if TYPE_CHECKING:
@@ -221,6 +225,24 @@ def test_two_keys_that_are_always_written_together_are_never_read_apart(opened: 
     assert min(looks[1:]) > 0
     assert torn == []
     assert store.get("right") == 59
+
+
+def test_a_commit_in_memory_is_not_read_halfway(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, refused = workers.one(), []
+    apply = Table.apply
+
+    def look() -> object:
+        hurrying.hurry_until = time.monotonic() + FOR_EVER  # it is told where it would have to wait
+        return store.get_many(["a", "b"])
+
+    def applied(table: Table, changes: Any) -> None:
+        refused.append(error_of(reader.start(look)))
+        apply(table, changes)
+
+    with open_storage("memory:") as store:
+        monkeypatch.setattr(Table, "apply", applied)
+        store.set_many({"a": 1, "b": 1})
+    assert [type(error) for error in refused] == [StorageBusyError]
 
 
 def test_a_snapshot_in_steps_stays_what_it_was(opened_with_snapshots: Opener, workers: Workers) -> None:
@@ -698,7 +720,9 @@ def test_every_write_gives_up_after_busy_timeout_and_leaves_nothing(opened: Open
     assert waiting(store) == 0
 
 
-def test_wait_and_busy_timeout_bound_the_wait_for_the_file_too(opened_file: Opener, tmp_path: Path) -> None:
+def test_wait_and_busy_timeout_bound_the_wait_for_the_file_too(
+    opened_file: Opener, tmp_path: Path, workers: Workers
+) -> None:
     store = opened_file(busy_timeout=0.02)
     other = apsw.Connection(str(tmp_path / "store.db"))
     other.execute("BEGIN IMMEDIATE")
@@ -714,6 +738,8 @@ def test_wait_and_busy_timeout_bound_the_wait_for_the_file_too(opened_file: Open
         for wait in (0, 0.01):
             with pytest.raises(StorageBusyError), store.transaction(wait=wait):
                 pass
+        patient = opened_file(busy_timeout=FOR_EVER)
+        assert isinstance(error_of(workers.one().start(patient.transaction(wait=0).__enter__)), StorageBusyError)
     finally:
         other.execute("ROLLBACK")
         other.close()
@@ -799,6 +825,36 @@ def test_a_long_read_in_progress_is_stopped_when_the_time_is_over(opened: Opener
     future = workers.one().start(read_for_ever)
     assert isinstance(error_of(future), TransactionError)
     assert not store.has("a")
+
+
+def test_it_is_the_read_under_way_that_is_stopped(
+    opened: Opener, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    store.set_many({f"{number:05}": {"text": "abc" * 10} for number in range(3000)})
+    seldom = functools.reduce(operator.or_, (field("text").contains(f"d{number}") for number in range(20)))
+    monkeypatch.setattr(store._home.watchdog, "watch", lambda *_: True)  # it comes when this test says so
+
+    def work() -> None:
+        with store.transaction(max_duration=0) as tx:
+            gate = Gate(monkeypatch, tx._alone.session, "count_matching")
+            counting = workers.one().start(lambda: tx.count(seldom))
+            assert gate.comes.wait(FOR_EVER)
+            assert not tx._expire()
+            gate.may_pass.set()
+            assert isinstance(error_of(counting), TransactionError)
+
+    with pytest.raises(TransactionError, match="max_duration"):
+        work()
+
+
+def test_a_block_that_is_left_before_the_watchdog_comes_has_not_been_committed(
+    any_store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_store._home.watchdog, "watch", lambda *_: True)
+    with pytest.raises(TransactionError, match="max_duration"), any_store.transaction(max_duration=0) as tx:
+        tx.set("a", 1)
+    assert any_store.list_keys() == []
 
 
 @pytest.mark.parametrize("nested", [False, True])
