@@ -54,12 +54,12 @@ if find_spec("pytest") is not None:  # the suite needs it; the clock and `postgr
     from mycelia_storage.testing.many import LoadContract, ManyContract
     from mycelia_storage.testing.mapping import NamespaceViewContract
     from mycelia_storage.testing.namespaces import NamespacesContract
+    from mycelia_storage.testing.nesting import NestedTransactionContract
     from mycelia_storage.testing.one_entry import OneEntryContract
     from mycelia_storage.testing.queries import FilteringContract, PagingContract, QueryContract
     from mycelia_storage.testing.store import ErrorsContract, StoreContract
     from mycelia_storage.testing.threads import ThreadsContract
     from mycelia_storage.testing.transactions import (
-        NestedTransactionContract,
         ReadOnlyTransactionContract,
         RunTransactionContract,
         TransactionContract,

@@ -21,6 +21,7 @@ PARTS: Final = (
     "mapping",
     "moving",
     "namespaces",
+    "nesting",
     "one_entry",
     "queries",
     "store",
