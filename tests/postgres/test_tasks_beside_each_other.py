@@ -20,6 +20,7 @@ from mycelia_storage import (
     TransactionConflictError,
     open_async_storage,
 )
+from mycelia_storage.aio.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -219,6 +220,31 @@ async def test_close_undoes_every_open_transaction(opened: Callable[..., Any]) -
         await store.transaction().__aenter__()
     async with opened() as again:
         assert await again.count() == 0
+
+
+@in_a_loop
+async def test_close_answers_those_who_wait_while_a_thread_becomes_free(
+    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: AsyncStorage = await opened(pool_max=2)
+    tx = await begun(store)
+    waiting = [asyncio.create_task(store.transaction().__aenter__()) for _ in range(3)]
+    await asyncio.sleep(0)
+    closed_error = Threads.closed_error
+    free: list[Any] = []
+
+    def refused(threads: Threads) -> StorageClosedError:
+        if not free:  # while the first one is refused
+            free.append(threads._next_to_begin(threads._apart[0]))
+        return closed_error(threads)
+
+    monkeypatch.setattr(Threads, "closed_error", refused)
+    await in_time(store.close())
+    assert free == [None]
+    answers = await in_time(asyncio.gather(*waiting, return_exceptions=True))
+    assert [type(answer) for answer in answers] == [StorageClosedError] * 3
+    with pytest.raises(StorageClosedError):
+        await tx.set("late", 1)
 
 
 @in_a_loop

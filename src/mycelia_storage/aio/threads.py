@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -424,7 +425,7 @@ class Threads:
 
     def _next_to_begin(self, writer: Writer) -> Job | None:
         with self._lock:
-            if self._unbegun:
+            with contextlib.suppress(IndexError):
                 return self._unbegun.popleft()
             if writer not in self._free and not writer.has_more():
                 self._free.append(writer)
@@ -469,7 +470,12 @@ class Threads:
     def _end_apart(self) -> None:
         for writer in self._apart:
             writer.end()
-        refuse(self._unbegun, self.closed_error)
+        # One by one and without the lock: a thread may become free meanwhile, and a destructor may come at any point.
+        unbegun: list[Job] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                unbegun.append(self._unbegun.popleft())
+        refuse(unbegun, self.closed_error)
 
     def _all_readers(self) -> list[Readers]:
         return [self.short, self.queries, self.loads, self.copies, *self._holders, *self._scanners]
