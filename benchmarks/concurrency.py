@@ -297,7 +297,7 @@ def _paced(write: Callable[[], object]) -> Callable[[], object]:
 
 
 def work_together(works: Sequence[Callable[[], object]], seconds: float) -> list[int]:
-    """Let each work be done again and again in a thread of its own, for so long; how often each was done."""
+    """Let each work be done again and again in a thread of its own, for so long, once at least; how often it was."""
     counts = [0] * len(works)
     failures: list[BaseException] = []
     is_over = threading.Event()
@@ -307,7 +307,7 @@ def work_together(works: Sequence[Callable[[], object]], seconds: float) -> list
         barrier.wait()
         done = 0
         try:
-            while not is_over.is_set():
+            while not done or not is_over.is_set():
                 work()
                 done += 1
         except BaseException as error:  # noqa: BLE001 - raised below
